@@ -1,0 +1,37 @@
+"""Stretto: distributed PyTorch training whose agents choose how they synchronise.
+
+    agent = stretto.join()
+    model, optimizer = agent.prepare(model, optimizer, strategy="allreduce")
+    for x, y in agent.shard(dataset, batch_size=64, epochs=5):
+        ...
+
+Names load when they are first used, so that the command line answers without loading torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stretto.agent import Agent as Agent
+    from stretto.core import Strategy as Strategy
+    from stretto.launch.join import join as join
+    from stretto.strategies import allreduce as allreduce
+    from stretto.text import parse as parse
+
+_HOMES = {
+    "Agent": "stretto.agent",
+    "Strategy": "stretto.core",
+    "allreduce": "stretto.strategies",
+    "join": "stretto.launch.join",
+    "parse": "stretto.text",
+}
+
+__all__ = ["Agent", "Strategy", "allreduce", "join", "parse"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"stretto has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)

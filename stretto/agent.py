@@ -1,0 +1,297 @@
+"""The agent: what a user's script holds. Joins models and data to a courier, and goes when the script goes.
+
+    agent = stretto.join()
+    model, optimizer = agent.prepare(model, optimizer, strategy="allreduce")
+    for x, y in agent.shard(dataset, batch_size=64, epochs=5):
+        ...
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stretto import strategies
+from stretto.core import Epoch, Member, Strategy
+from stretto.courier import Courier, Place
+from stretto.data import Shard
+from stretto.errors import UsageError
+from stretto.exchanges import AllReduce
+from stretto.membership import Coordinator
+from stretto.gradients import BufferRule, Gradients
+from stretto.text import coerce
+from stretto.topologies import Auto, Native
+
+_NUMBERS = -1
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an agent has counted so far. ``bytes_*`` are handed to the system by us, frames and all; ``wire_*`` add TCP/IP and
+    Ethernet headers and retransmissions as the kernel counts them (0 in shared memory and on Unix sockets).
+    """
+
+    bytes_sent: int
+    bytes_received: int
+    wire_sent: int
+    wire_received: int
+    connections: int
+    waiting: float
+    seconds: float
+    courier_cpu: float
+
+
+class Agent:
+    """One agent of a run; alone when ``place`` is None.
+
+    Made by :func:`stretto.join`. A context manager; it also leaves by itself when the process ends.
+    """
+
+    def __init__(self, place: Place | None = None, *, link: str = "none", hosted: Coordinator | None = None) -> None:
+        self.link = link
+        self._hosted = hosted
+        self.rank = place.rank if place else 0
+        self.epoch = place.epoch if place else Epoch(0, (Member(0, "here", 0, ()),))
+        self.size = self.epoch.size
+        self._shared = place is not None and place.board is not None
+        self._courier = Courier(place) if place else None
+        self._groups: list[Gradients] = []
+        self._models: list[nn.Module] = []
+        self._step = 0
+        self._begin = time.monotonic()
+        if self._courier is not None:
+            self._courier.use(_NUMBERS, str(strategies.allreduce()), native=self._shared)
+            atexit.register(self.leave)
+
+    def prepare(
+        self, *objects: Any, strategy: Strategy | str = "allreduce", buffers: BufferRule = "mean"
+    ) -> Any:
+        """Give models and optimizers to the agent; the same objects come back, in the same order.
+
+        From here on ``backward()`` ends with the gradients' mean over all agents. Agent 0's weights go to everybody, and all
+        compare what they were given.
+
+        Args:
+            objects: ``nn.Module`` s and ``Optimizer`` s. One object comes back as itself, several as a tuple.
+            strategy: how agents agree; a value or its text.
+            buffers: what floating-point buffers (batch norm's statistics) become after each step: the ``"mean"`` over agents,
+                agent 0's (``"broadcast"``), or nothing (``"local"``).
+
+        Raises:
+            Disagreement: agents were given different models or strategies; says whose, and where they differ.
+            UsageError: something here cannot be exchanged as asked.
+        """
+        models = [o for o in objects if isinstance(o, nn.Module)]
+        optimizers = [o for o in objects if isinstance(o, Optimizer)]
+        chosen: Strategy = coerce(strategy, "strategy")
+        self._check(objects, models, optimizers, buffers)
+        native = self._native(chosen)
+        if self._courier is not None:
+            self._agree(models, optimizers, chosen, buffers)
+            self._spread(models)
+            group = len(self._groups)
+            self._courier.use(group, str(chosen), native=native)
+            self._groups.append(
+                Gradients(
+                    models,
+                    allocate=self._courier.allocate,
+                    send=self._sender(group),
+                    rank=self.rank,
+                    size=self.size,
+                    buffers=buffers,
+                )
+            )
+        self._models += models
+        return objects[0] if len(objects) == 1 else objects
+
+    def shard(
+        self, dataset: Any, batch_size: int, epochs: int = 1, seed: int = 0, *, workers: int = 0, shuffle: bool = True
+    ) -> Shard:
+        """This agent's batches of ``dataset``: every sample once an epoch over all agents; see :mod:`stretto.data`.
+
+        ``batch_size`` is one agent's. Where agents' batches differ in size, gradients are weighted so that their mean is the
+        exact mean over samples.
+
+        Raises:
+            UsageError: fewer samples than agents, or a dataset without numbers.
+        """
+        return Shard(
+            dataset,
+            batch_size,
+            epochs=epochs,
+            seed=seed,
+            rank=self.rank,
+            size=self.size,
+            workers=workers,
+            shuffle=shuffle,
+            on_batch=self.weigh,
+        )
+
+    def weigh(self, share: float) -> None:
+        """Let the gradients of the next backward count ``share`` times (1 is an equal part). ``shard`` calls it."""
+        for group in self._groups:
+            group.weight = share
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Inside, ``backward()`` only adds gradients up; the next one outside exchanges the sum."""
+        with ExitStack() as stack:
+            for group in self._groups:
+                stack.enter_context(group.accumulate())
+            yield
+
+    def mean(self, value: float) -> float:
+        """The mean of ``value`` over agents, the same bits everywhere. All agents call it."""
+        if self._courier is None:
+            return value
+        x = self._courier.scratch[:8].view(torch.float64)
+        x[0] = value
+        self._step += 1
+        self._courier.mean(_NUMBERS, 0, self._step, x)()
+        return float(x[0])
+
+    def digest(self) -> str:
+        """A hash of all prepared models' parameters and buffers: equal digests are equal bits."""
+        found = hashlib.blake2b(digest_size=16)
+        for model in self._models:
+            for name, x in sorted(model.state_dict().items()):
+                found.update(name.encode())
+                if isinstance(x, Tensor):
+                    found.update(x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
+
+    def report(self) -> Report:
+        """Bytes and seconds so far."""
+        seconds = time.monotonic() - self._begin
+        if self._courier is None:
+            return Report(0, 0, 0, 0, 0, 0.0, seconds, 0.0)
+        c = self._courier.counted()
+        return Report(
+            c.sent, c.received, c.wire_sent, c.wire_received, c.connections, self._courier.waited, seconds, c.cpu_seconds
+        )
+
+    def leave(self) -> None:
+        """Go; the others are told. Done by itself when the process ends."""
+        if self._courier is not None:
+            self._courier.close()
+            self._courier = None
+            atexit.unregister(self.leave)
+        if self._hosted is not None:
+            while self._hosted.present():  # the others hear through it of each other until they have left too
+                time.sleep(0.02)
+            self._hosted.close()
+            self._hosted = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.leave()
+
+    def _sender(self, group: int) -> Callable[[int, Tensor], Callable[[], None]]:
+        def send(bucket: int, x: Tensor) -> Callable[[], None]:
+            assert self._courier is not None
+            if bucket == 0:
+                self._step += 1
+            return self._courier.mean(group, bucket, self._step, x)
+
+        return send
+
+    def _native(self, strategy: Strategy) -> bool:
+        """Does shared memory itself do this strategy's averages?"""
+        exchange = strategy.exchange
+        topology = exchange.topology if isinstance(exchange, AllReduce) else None
+        if isinstance(topology, Native) and not self._shared and self.size > 1:
+            raise UsageError(
+                f"{strategy} asks for an all-reduce of the link's own, and the {self.link} link has none: use link shm, "
+                "or another topology"
+            )
+        return self._shared and isinstance(topology, Native | Auto)
+
+    def _check(
+        self, objects: Sequence[Any], models: list[nn.Module], optimizers: list[Optimizer], buffers: str
+    ) -> None:
+        for o in objects:
+            if not isinstance(o, nn.Module | Optimizer):
+                raise UsageError(f"prepare takes models and optimizers, not a {type(o).__name__}; pass schedulers nothing: "
+                                 "they go on working on the same optimizer")
+        if not models:
+            raise UsageError("prepare was given no model")
+        if buffers not in ("mean", "broadcast", "local"):
+            raise UsageError(f"buffers={buffers!r}: say 'mean', 'broadcast' or 'local'")
+        known = {id(p) for m in self._models for p in m.parameters()}
+        for model in models:
+            for name, p in model.named_parameters():
+                if id(p) in known:
+                    raise UsageError(f"parameter {name} was prepared before; prepare models that share it in one call")
+                if p.device.type != "cpu":
+                    raise UsageError(f"parameter {name} is on {p.device}; this version exchanges CPU memory: move the model to cpu")
+                if p.dtype not in _DTYPES:
+                    raise UsageError(f"parameter {name} is {p.dtype}; float32, float64, float16 and bfloat16 are exchanged")
+        ours = {id(p) for m in models for p in m.parameters()} | known
+        for optimizer in optimizers:
+            for g in optimizer.param_groups:
+                if any(id(p) not in ours for p in g["params"]):
+                    raise UsageError(
+                        f"this {type(optimizer).__name__} holds parameters of no prepared model: pass that model too, or its "
+                        "gradients would differ between agents"
+                    )
+
+    def _agree(
+        self, models: list[nn.Module], optimizers: list[Optimizer], strategy: Strategy, buffers: str
+    ) -> None:
+        assert self._courier is not None
+        lines = [f"torch {torch.__version__}", f"strategy {strategy}", f"buffers {buffers}"]
+        for i, model in enumerate(models):
+            lines += [f"model {i} {k} {tuple(v.shape)} {v.dtype}" for k, v in model.state_dict().items() if isinstance(v, Tensor)]
+            lines += [f"model {i} {k} requires_grad={p.requires_grad}" for k, p in model.named_parameters()]
+        lines += [f"optimizer {type(o).__name__} with {[len(g['params']) for g in o.param_groups]}" for o in optimizers]
+        self._courier.agree("the models given to prepare()", "\n".join(lines))
+        self._courier.measure()
+
+    @torch.no_grad()
+    def _spread(self, models: list[nn.Module]) -> None:
+        """Agent 0's weights and buffers become everybody's, through one buffer of bytes."""
+        assert self._courier is not None
+        state = [x for m in models for x in m.state_dict().values() if isinstance(x, Tensor) and x.numel()]
+        raw = [x.contiguous().view(-1).view(torch.uint8) for x in state]
+        room = self._courier.scratch
+        for parts in _batches(raw, len(room)):
+            sizes = [len(p) for p in parts]
+            filled = room[: sum(sizes)]
+            torch.cat(parts, out=filled)
+            self._courier.broadcast(filled)
+            for part, agreed in zip(parts, filled.split(sizes), strict=True):
+                part.copy_(agreed)
+        for x, bits in zip(state, raw, strict=True):
+            if x.data_ptr() != bits.data_ptr():
+                x.copy_(bits.view(x.dtype).view_as(x))
+
+
+def _batches(tensors: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
+    """Pieces of byte tensors, in order, in lists of at most ``most`` bytes together."""
+    batch: list[Tensor] = []
+    room = most
+    for x in tensors:
+        at = 0
+        while at < len(x):
+            piece = x[at : at + room]
+            batch.append(piece)
+            at += len(piece)
+            room -= len(piece)
+            if not room:
+                yield batch
+                batch, room = [], most
+    if batch:
+        yield batch

@@ -1,0 +1,62 @@
+"""``stretto run SCRIPT``: your own script in several agents."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from stretto.cli import options, output
+from stretto.errors import UsageError
+from stretto.launch.cluster import read_cluster
+from stretto.launch.supervise import run_agents, run_host
+
+DEFAULT_AGENTS = 4
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--agents", "-n", type=int, help="How many agents to start here. [default: 4, or what the cluster says]")
+@options.link
+@click.option(
+    "--cluster", metavar="FILE", help="A cluster.toml: run this on each of its machines, each starts its part."
+)
+@click.option("--host", metavar="NAME", help="Which machine of the cluster this is. [default: found by its address]")
+@options.json
+@click.argument("script")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(
+    agents: int | None,
+    link: str,
+    cluster: str | None,
+    host: str | None,
+    json: str | None,
+    script: str,
+    arguments: tuple[str, ...],
+) -> None:
+    """Run SCRIPT with its ARGUMENTS in several agents, and exit as it does. Options of stretto go before SCRIPT."""
+    output.check_json(json)
+    options.check_link(link)
+    if not Path(script).is_file():
+        raise UsageError(f"there is no script {script}; options for stretto go before it, its own after it")
+    on_line = output.printer(output.console(json)) if json == "-" else None
+    command = [sys.executable, script, *arguments]
+    begin = time.monotonic()
+    if cluster is None:
+        if host is not None:
+            raise UsageError("--host names a machine of a cluster; give --cluster FILE too")
+        size = DEFAULT_AGENTS if agents is None else agents
+        options.check_agents(size)
+        code = run_agents(command, size, link=link, on_line=on_line)
+    else:
+        if agents is not None:
+            raise UsageError(f"{cluster} says how many agents each machine has; leave --agents out")
+        machines = read_cluster(Path(cluster))
+        size = machines.size
+        code = run_host(
+            command, machines, machines.host(host) if host else machines.which(), link=link, on_line=on_line
+        )
+    took = time.monotonic() - begin
+    output.write_json(json, {"script": script, "agents": size, "exit_code": code, "seconds": took})
+    sys.exit(code)

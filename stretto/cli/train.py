@@ -1,0 +1,75 @@
+"""``stretto train WORKLOAD``: several agents on this machine, one result."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import click
+from rich.console import Console
+
+from stretto.cli import options, output
+from stretto.cli.launching import launch
+from stretto.cli.live import view
+from stretto.errors import StrettoError
+from stretto.workloads.result import Job, Result
+
+
+@click.command()
+@click.argument("workload", default="digits")
+@options.model
+@options.agents
+@click.option("--strategy", default="allreduce", show_default=True, help="How the agents synchronise.")
+@options.link
+@options.epochs
+@options.seconds
+@options.target
+@options.batch_size
+@options.seed
+@options.data
+@options.json
+def train(workload: str, agents: int, json: str | None, **chosen: Any) -> None:
+    """Train WORKLOAD (digits, fashion-mnist or mnist) with several agents on this machine.
+
+    Without --epochs, --seconds or --target it trains the workload's usual epochs; with several, the first to be
+    reached ends it.
+    """
+    output.check_json(json)
+    job = options.job(workload, agents, **chosen)
+    result = watch(output.console(json), job, agents)
+    output.write_json(json, result)
+    if result.reached is False:
+        raise StrettoError(
+            f"accuracy {result.accuracy:.3f} after {result.seconds:.1f} s; --target {job.target:g} was not reached; "
+            "give it more --epochs or --seconds, or another --model"
+        )
+
+
+def watch(console: Console, job: Job, agents: int) -> Result:
+    """Train while the console shows it, then sum it up."""
+    title = f"{job.workload}, {job.model}: {agents} agents, {job.strategy}, link {job.link}"
+    with view(console, title, agents) as seen:
+        result = launch(job, agents, seen.show, output.printer(console))
+    summarise(console, result)
+    return result
+
+
+def summarise(console: Console, result: Result) -> None:
+    """The result in a few lines."""
+    least, most = result.times_seen
+    equal = len(set(result.digests)) == 1
+    console.print()
+    console.print(f"accuracy {output.percent(result.accuracy)}, loss {result.loss:.3f} on the test data")
+    console.print(
+        f"{result.steps:,} steps, {result.samples:,} samples in {result.seconds:.1f} s ({result.speed:,.0f} a second); "
+        f"waiting {output.percent(statistics.fmean(result.waiting) / result.seconds)} of it"
+    )
+    wire = statistics.fmean(result.wire_sent)
+    counted = f"({output.megabytes(wire)} by the system's own counters)" if wire else "(none of it over a network)"
+    console.print(f"an agent sent {output.megabytes(statistics.fmean(result.bytes_sent))} {counted}")
+    console.print(f"every sample was trained {f'exactly {least}' if least == most else f'{least} or {most}'} times")
+    console.print(
+        f"the weights of all {result.agents} agents are equal: {result.digests[0]}"
+        if equal
+        else f"the weights differ between agents: {', '.join(result.digests)}"
+    )

@@ -1,0 +1,8 @@
+"""How the agents reach agreement: coroutines over a Link, the same on sockets and in the simulator."""
+
+from stretto.exchanges.agree import agree
+from stretto.exchanges.allreduce import AllReduce
+from stretto.exchanges.broadcast import broadcast
+from stretto.exchanges.measure import measure
+
+__all__ = ["AllReduce", "agree", "broadcast", "measure"]

@@ -1,0 +1,169 @@
+"""Who this process is, from what its launcher left in the environment: ``stretto run``, torchrun, SLURM, or alone.
+
+Nothing below this package reads the environment: everything arrives as a value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from stretto.errors import UsageError
+from stretto.launch.secret import HOW, checked, job_secret, secret_in
+from stretto.links import addresses as places
+
+_SLURM_PORTS: Final = range(15000, 30000)
+"""Below the ports that Linux lends to outgoing connections (from 32768)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Everything an agent needs to know to enter. ``rank`` is None where the coordinator numbers the agents."""
+
+    rank: int | None = 0
+    size: int = 1
+    local_rank: int = 0
+    coordinator: str | None = None
+    hosts_coordinator: bool = False
+    secret: str | None = None
+    launcher: Literal["stretto", "torchrun", "slurm", "alone"] = "alone"
+    link: str | None = None
+    interface: str | None = None
+    trace: Path | None = None
+
+
+def read(environ: Mapping[str, str]) -> Identity:
+    """The identity that the environment describes; rank 0 of 1 where it describes none.
+
+    Raises:
+        UsageError: variables are missing or contradict each other, or there is no secret between machines.
+    """
+    for described, identity in (
+        (("STRETTO_COORDINATOR", "STRETTO_RANK", "STRETTO_SIZE"), _of_stretto),
+        (("TORCHELASTIC_RUN_ID",), _of_torchrun),
+        (("SLURM_PROCID", "SLURM_NTASKS"), _of_slurm),
+    ):
+        if any(environ.get(name) for name in described):
+            return _checked(identity(environ))
+    if all(environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
+        return _checked(_of_torchrun(environ))
+    return Identity(link=environ.get("STRETTO_LINK"), trace=_trace(environ))
+
+
+def _of_stretto(env: Mapping[str, str]) -> Identity:
+    places.split(_text(env, "STRETTO_COORDINATOR"))
+    return Identity(
+        rank=_number(env, "STRETTO_RANK") if env.get("STRETTO_RANK") else None,
+        size=_number(env, "STRETTO_SIZE"),
+        local_rank=_number(env, "STRETTO_LOCAL_RANK") if env.get("STRETTO_LOCAL_RANK") else 0,
+        coordinator=env["STRETTO_COORDINATOR"],
+        secret=_secret(env, lambda: None),
+        launcher="stretto",
+        link=env.get("STRETTO_LINK"),
+        interface=env.get("STRETTO_INTERFACE"),
+        trace=_trace(env),
+    )
+
+
+def _of_torchrun(env: Mapping[str, str]) -> Identity:
+    """torchrun's own store has MASTER_PORT, so the coordinator takes the next one."""
+    rank, size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
+    together = size == 1 or env.get("LOCAL_WORLD_SIZE") == env.get("WORLD_SIZE")
+    host, port = "127.0.0.1" if together else _text(env, "MASTER_ADDR"), _number(env, "MASTER_PORT") + 1
+    job = f"torchrun {env.get('TORCHELASTIC_RUN_ID', '')} {port} {env.get('TORCHELASTIC_RESTART_COUNT', '')}"
+    return Identity(
+        rank=rank,
+        size=size,
+        local_rank=_number(env, "LOCAL_RANK") if env.get("LOCAL_RANK") else 0,
+        coordinator=places.join(host, port),
+        hosts_coordinator=rank == 0,
+        secret=_secret(env, lambda: job_secret(job, env.get("XDG_RUNTIME_DIR")) if together else None),
+        launcher="torchrun",
+        link=env.get("STRETTO_LINK"),
+        interface=env.get("STRETTO_INTERFACE"),
+        trace=_trace(env),
+    )
+
+
+def _of_slurm(env: Mapping[str, str]) -> Identity:
+    rank = _number(env, "SLURM_PROCID")
+    size = _number(env, "SLURM_STEP_NUM_TASKS" if env.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS")
+    job = _number(env, "SLURM_JOB_ID")
+    together = size == 1 or "1" in (env.get("SLURM_STEP_NUM_NODES"), env.get("SLURM_JOB_NUM_NODES"))
+    host = "127.0.0.1" if together else first_host(_text(env, "SLURM_JOB_NODELIST"))
+    name = f"slurm {job} {env.get('SLURM_STEP_ID', '')}"
+    return Identity(
+        rank=rank,
+        size=size,
+        local_rank=_number(env, "SLURM_LOCALID") if env.get("SLURM_LOCALID") else 0,
+        coordinator=places.join(host, _SLURM_PORTS[job % len(_SLURM_PORTS)]),
+        hosts_coordinator=rank == 0,
+        secret=_secret(env, lambda: job_secret(name, env.get("XDG_RUNTIME_DIR")) if together else None),
+        launcher="slurm",
+        link=env.get("STRETTO_LINK"),
+        interface=env.get("STRETTO_INTERFACE"),
+        trace=_trace(env),
+    )
+
+
+def first_host(nodelist: str) -> str:
+    """The first name in a SLURM node list.
+
+    >>> first_host("node[03-05,9],login1"), first_host("rack[1-2]n[07,9]")
+    ('node03', 'rack1n07')
+    """
+    entry = re.match(r"(?:[^,\[\]]|\[[^\[\]]*\])+", nodelist)
+    host = re.sub(r"\[(\w+)[^\]]*\]", r"\1", entry[0]) if entry else ""
+    if not re.fullmatch(r"[\w.-]+", host):
+        raise UsageError(
+            f"cannot read SLURM_JOB_NODELIST={nodelist!r}; set STRETTO_COORDINATOR, _RANK and _SIZE instead"
+        )
+    return host
+
+
+def _secret(env: Mapping[str, str], derive: Callable[[], str | None]) -> str:
+    if env.get("STRETTO_SECRET"):
+        return checked(env["STRETTO_SECRET"], "STRETTO_SECRET")
+    if env.get("STRETTO_SECRET_FILE"):
+        return secret_in(Path(env["STRETTO_SECRET_FILE"]))
+    derived = derive()
+    if derived is None:
+        raise UsageError(
+            "agents on several machines need a secret that they share; give every one the same STRETTO_SECRET, "
+            f"or STRETTO_SECRET_FILE; {HOW}"
+        )
+    return derived
+
+
+def _checked(identity: Identity) -> Identity:
+    if identity.size < 1:
+        raise UsageError(f"{identity.launcher} says there are {identity.size} agents; there must be at least 1")
+    if identity.rank is not None and identity.rank >= identity.size:
+        raise UsageError(
+            f"{identity.launcher} says this is agent {identity.rank} of {identity.size}; "
+            f"ranks are 0 to {identity.size - 1}"
+        )
+    return identity
+
+
+def _trace(env: Mapping[str, str]) -> Path | None:
+    return Path(env["STRETTO_TRACE"]) if env.get("STRETTO_TRACE") else None
+
+
+def _text(env: Mapping[str, str], name: str) -> str:
+    value = env.get(name, "")
+    if not value:
+        raise UsageError(
+            f"{name} is not set, though other variables of the same launcher are; set it, or unset them all"
+        )
+    return value
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    value = _text(env, name)
+    if not (value.isascii() and value.isdigit()):
+        raise UsageError(f"{name}={value!r} is not a whole number of at least 0")
+    return int(value)

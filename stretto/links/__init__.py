@@ -1,0 +1,1 @@
+"""Transports: streams (TCP, TLS, Unix), shared memory, torch.distributed; and what proves who is at the other end."""

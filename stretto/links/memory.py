@@ -1,0 +1,340 @@
+"""Memory shared by the processes of one host: arenas, futexes, and an all-reduce done in place.
+
+Theory of operation. Every agent keeps its gradients in an :class:`Arena`, memory without a name that its courier and its
+neighbours map through ``/proc/PID/fd``. One more such piece is the :class:`Board`: a cell per agent that only its owner writes, and a bell,
+a futex that whoever arrives last rings for all. No atomic instruction is needed and nobody is woken in vain, so a barrier costs
+one wake-up an agent.
+
+* A small tensor is copied to its owner's slot on the board; when all have arrived each agent adds all slots up itself. One wake-up, no courier.
+* A large one stays where it is. When all have arrived, each courier adds up its own share of everybody's memory, in the order of
+  ranks, scales it, and writes it back to everybody, piece by piece so that the pieces stay in cache; then all arrive once more.
+
+Both add in the order of ranks, so every agent has the same bits, and the same as a star rooted at agent 0.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stretto.core import Member
+from stretto.errors import PeerLost, StrettoError, UsageError
+
+SMALL = 64 << 10
+PIECE = 128 << 10
+_LINE = 64
+_SLOTS = 8
+_AHEAD = _SLOTS // 2
+_ORDERS = 64
+_ARENAS = 32
+_RECHECK = 1.0
+
+_dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class Arena:
+    """A piece of anonymous memory that other processes of this user can map, by (pid, descriptor)."""
+
+    def __init__(self, fd: int, nbytes: int) -> None:
+        self.fd, self.nbytes = fd, nbytes
+        self._map = mmap.mmap(fd, nbytes)
+        self.bytes: Tensor = torch.frombuffer(self._map, dtype=torch.uint8)
+        self.address = self.bytes.data_ptr()
+
+    @staticmethod
+    def rounded(nbytes: int) -> int:
+        return -(-max(nbytes, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+    @classmethod
+    def create(cls, nbytes: int) -> Arena:
+        """New zeroed memory, rounded up to whole pages."""
+        nbytes = cls.rounded(nbytes)
+        fd = os.memfd_create("stretto", os.MFD_CLOEXEC)
+        os.ftruncate(fd, nbytes)
+        return cls(fd, nbytes)
+
+    @classmethod
+    def open(cls, pid: int, fd: int, nbytes: int) -> Arena:
+        """Map what another process of this user created."""
+        try:
+            mine = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as e:
+            raise UsageError(
+                f"cannot map the shared memory of process {pid}: {e}; agents that share memory need one user and one /proc: "
+                "use --link tcp"
+            ) from e
+        try:
+            return cls(mine, nbytes)
+        finally:
+            os.close(mine)
+
+    def tensor(self, offset: int, numel: int, dtype: torch.dtype) -> Tensor:
+        """``numel`` elements at byte ``offset``, shared."""
+        return self.bytes[offset : offset + numel * dtype.itemsize].view(dtype)
+
+    def close(self) -> None:
+        """Give the descriptor back; memory that tensors still use stays."""
+        os.close(self.fd)
+
+    def offset_of(self, x: Tensor) -> int | None:
+        """Where in this arena ``x`` begins, or None."""
+        at = x.data_ptr() - self.address
+        return at if 0 <= at <= self.nbytes - x.numel() * x.element_size() else None
+
+
+_SCHEME = "memory:"
+
+
+def member_address(board: Arena) -> str:
+    """How a member offers memory for the board to the others."""
+    return f"{_SCHEME}{board.fd}"
+
+
+def open_board(member: Member, size: int) -> Arena:
+    """Map the memory that ``member`` offers."""
+    offered = next((a for a in member.addresses if a.startswith(_SCHEME)), None)
+    if offered is None:
+        raise UsageError(f"agent {member.rank} offers no shared memory; use --link tcp")
+    return Arena.open(member.pid, int(offered.removeprefix(_SCHEME)), Arena.rounded(Board.nbytes(size)))
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine(), -1)
+_WAIT, _WAKE = 0, 1
+_libc = ctypes.CDLL(None, use_errno=True)
+_pause = _Timespec(int(_RECHECK), int(_RECHECK % 1 * 1e9))
+
+
+def _futex(address: int, operation: int, value: int, timeout: _Timespec | None = None) -> None:
+    if _FUTEX < 0:
+        raise UsageError(f"shared memory is not supported on {platform.machine()}; use --link tcp")
+    _libc.syscall(
+        _FUTEX, ctypes.c_void_p(address), operation, ctypes.c_uint(value), ctypes.byref(timeout) if timeout else None
+    )
+
+
+class Barrier:
+    """Numbered arrivals of ``size`` agents: cells that only their owners write, and a bell."""
+
+    def __init__(self, words: np.ndarray, rank: int, lost: Callable[[], PeerLost | None]) -> None:
+        stride = _LINE // 4
+        self._bell = words[0:1]
+        self._address = self._bell.ctypes.data
+        self._cells = words[stride::stride]
+        self._mine = self._cells[rank : rank + 1]
+        self._fence = threading.Lock()
+        self._lost = lost
+
+    @staticmethod
+    def words(size: int) -> int:
+        """32-bit words a barrier of ``size`` agents takes."""
+        return (size + 1) * _LINE // 4
+
+    def arrive(self, number: int) -> None:
+        """Say that this agent has reached ``number``; the last one to say so wakes the others."""
+        self._mine[0] = number
+        with self._fence:  # orders our write before our reads: of two last arrivers, one sees all
+            pass
+        if int(self._cells.min()) >= number:
+            self.ring(number)
+
+    def ring(self, number: int) -> None:
+        self._bell[0] = number
+        _futex(self._address, _WAKE, 1 << 30)
+
+    def wake(self) -> None:
+        _futex(self._address, _WAKE, 1 << 30)
+
+    def reached(self, number: int) -> bool:
+        return int(self._bell[0]) >= number
+
+    def wait(self, number: int) -> None:
+        """Until all have reached ``number``.
+
+        Raises:
+            PeerLost: an agent left; it will not come.
+        """
+        while (value := int(self._bell[0])) < number:
+            lost = self._lost()
+            if lost is not None:
+                raise lost
+            if int(self._cells.min()) >= number:
+                return
+            _futex(self._address, _WAIT, value, _pause)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """An all-reduce under way."""
+
+    large: bool
+    number: int
+
+
+class Board:
+    """What the agents of one host share: barriers, slots for small tensors, and orders for large ones.
+
+    Created by the first agent, mapped by the others; used by each agent's trainer (``submit``, ``wait``) and courier (``serve``).
+    """
+
+    def __init__(self, arena: Arena, rank: int, size: int) -> None:
+        self.arena, self.rank, self.size = arena, rank, size
+        at = 0
+
+        def take(nbytes: int, dtype: type[np.generic]) -> np.ndarray:
+            nonlocal at
+            start, at = at, at + -(-nbytes // _LINE) * _LINE
+            return arena.bytes[start : start + nbytes].numpy().view(dtype)
+
+        self._state = take(_LINE, np.int32)
+        words = Barrier.words(size)
+        self._small, self._large, self._done, self._setup = (
+            Barrier(take(words * 4, np.int32), rank, self.lost) for _ in range(4)
+        )
+        self._table = take(size * _ARENAS * 24, np.int64).reshape(size, _ARENAS, 3)
+        self._orders = take(size * _ORDERS * 40, np.int64).reshape(size, _ORDERS, 5)
+        self._slots = torch.from_numpy(take(size * _SLOTS * SMALL, np.uint8)).view(size, _SLOTS, SMALL)
+        self._arenas: list[Arena] = []
+        self._views: dict[int, list[Arena]] = {}
+        self._numbers = [0, 0]
+        self._unread: dict[int, tuple[Tensor, float]] = {}
+
+    @staticmethod
+    def nbytes(size: int) -> int:
+        return (
+            _LINE
+            + 4 * Barrier.words(size) * 4
+            + size * (_ARENAS * 24 + _ORDERS * 40 + _SLOTS * SMALL)
+            + 8 * _LINE
+        )
+
+    def break_off(self, rank: int) -> None:
+        """Agent ``rank`` is gone: whoever waits on this board learns it now."""
+        if not self._state[0]:
+            self._state[0] = rank + 1
+        for barrier in (self._small, self._large, self._done, self._setup):
+            barrier.wake()
+
+    def lost(self) -> PeerLost | None:
+        gone = int(self._state[0])
+        if not gone:
+            return None
+        return PeerLost(f"agent {self.rank} waited for agent {gone - 1}, which left", gone - 1)
+
+    def allocate(self, nbytes: int) -> Arena:
+        """Memory for this agent's tensors, known to all by its number. Collective: all agents allocate in the same order."""
+        number = len(self._arenas)
+        if number >= _ARENAS:
+            raise StrettoError(f"more than {_ARENAS} models in one run; prepare them in one call")
+        arena = Arena.create(nbytes)
+        self._table[self.rank, number] = (os.getpid(), arena.fd, arena.nbytes)
+        self._arenas.append(arena)
+        self._setup.arrive(number + 1)
+        self._setup.wait(number + 1)
+        return arena
+
+    def submit(self, x: Tensor, scale: float) -> Ticket:
+        """Begin ``x = scale * sum over agents of x`` (1-d, in an arena of ours). All agents submit in the same order."""
+        nbytes = x.numel() * x.element_size()
+        large = nbytes > SMALL
+        number = self._numbers[large] = self._numbers[large] + 1
+        if large:
+            if number > _ORDERS - 8:
+                self._done.wait(number - (_ORDERS - 8))
+            where, offset = self._locate(x)
+            self._orders[self.rank, number % _ORDERS] = (
+                where,
+                offset,
+                x.numel(),
+                _dtypes.index(x.dtype),
+                np.float64(scale).view(np.int64),
+            )
+            self._large.arrive(number)
+        else:
+            self._read(number - _AHEAD)
+            self._slots[self.rank, number % _SLOTS, :nbytes] = x.view(torch.uint8)
+            self._unread[number] = (x, scale)
+            self._small.arrive(number)
+        return Ticket(large, number)
+
+    def wait(self, ticket: Ticket) -> None:
+        """Until the tensor of ``ticket`` holds the result.
+
+        Raises:
+            PeerLost: an agent left meanwhile.
+        """
+        if ticket.large:
+            self._done.wait(ticket.number)
+        else:
+            self._read(ticket.number)
+
+    def _read(self, number: int) -> None:
+        waiting = self._unread.pop(number, None)
+        if waiting is None:
+            return
+        x, scale = waiting
+        self._small.wait(number)
+        slots = self._slots[:, number % _SLOTS, : x.numel() * x.element_size()]
+        parts = [s.view(x.dtype) for s in slots.unbind()]
+        if self.size == 1:
+            torch.mul(parts[0], scale, out=x)
+            return
+        torch.add(parts[0], parts[1], out=x)
+        for part in parts[2:]:
+            x.add_(part)
+        x.mul_(scale)
+
+    def _locate(self, x: Tensor) -> tuple[int, int]:
+        for i, arena in enumerate(self._arenas):
+            offset = arena.offset_of(x)
+            if offset is not None:
+                return i, offset
+        raise UsageError("an all-reduce in shared memory needs a tensor that lies in it; allocate it from the board")
+
+    def serve(self) -> None:
+        """The courier's part: reduce one share of every large tensor, until an agent is lost or leaves."""
+        number = 0
+        while True:
+            number += 1
+            try:
+                self._large.wait(number)
+            except PeerLost:
+                return
+            self._reduce(number)
+            self._done.arrive(number)
+
+    def _reduce(self, number: int) -> None:
+        where, offset, numel, code, scale = (int(v) for v in self._orders[self.rank, number % _ORDERS])
+        dtype = _dtypes[code]
+        everyone = [a.tensor(offset, numel, dtype) for a in self._everyone(where)]
+        factor = float(np.int64(scale).view(np.float64))
+        share = -(-numel // self.size)
+        first, last = min(self.rank * share, numel), min((self.rank + 1) * share, numel)
+        piece = PIECE // dtype.itemsize
+        total = torch.empty(min(piece, max(last - first, 1)), dtype=dtype)
+        for a in range(first, last, piece):
+            parts = [x[a : min(a + piece, last)] for x in everyone]
+            out = total[: len(parts[0])]
+            torch.add(parts[0], parts[1], out=out)
+            for part in parts[2:]:
+                out.add_(part)
+            out.mul_(factor)
+            for part in parts:
+                part.copy_(out)
+
+    def _everyone(self, where: int) -> list[Arena]:
+        if where not in self._views:
+            self._views[where] = [Arena.open(*(int(v) for v in self._table[r, where])) for r in range(self.size)]
+        return self._views[where]

@@ -1,0 +1,202 @@
+"""Values as text and text as values: ``parse("diloco(every=64, codec=int4)")`` and ``str(value)`` are inverse.
+
+A part (a topology, codec, strategy, policy, …) is registered by decorating its frozen dataclass, or the function that
+makes it, with ``@named("ring", kind="topology")``. The signature decides the canonical text: parameters that may be given by
+position are printed by position, keyword-only ones as ``name=value``, and defaults are left out.
+
+    text   = name | name "(" arg {"," arg} ")"
+    arg    = [ident "="] value
+    value  = text | number | "true" | "false" | "none" | quoted string
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from stretto.errors import UnknownName, UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LONGEST = 4096
+DEEPEST = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    name: str
+    kind: str
+    make: Callable[..., Any]
+    signature: inspect.Signature
+
+
+_parts: dict[str, _Part] = {}
+_by_make: dict[Callable[..., Any], _Part] = {}
+
+
+def named(name: str, *, kind: str) -> Callable[[F], F]:
+    """Register a class or factory under ``name``; its ``str()`` becomes its canonical text."""
+
+    def register(make: F) -> F:
+        if name in _parts and _parts[name].make.__module__ != make.__module__:
+            raise ValueError(f"{name!r} is taken by {_parts[name].make}")
+        part = _Part(name, kind, make, inspect.signature(make))
+        _parts[name] = part
+        _by_make[make] = part
+        if inspect.isclass(make):
+            setattr(make, "__str__", _text_of_instance)  # noqa: B010
+        return make
+
+    return register
+
+
+def names(kind: str) -> list[str]:
+    """Registered names of one kind, sorted."""
+    return sorted(p.name for p in _parts.values() if p.kind == kind)
+
+
+def call_text(make: Callable[..., Any], arguments: dict[str, Any]) -> str:
+    """The canonical text of calling a registered ``make`` with ``arguments`` (all of them, by name)."""
+    part = _by_make[make]
+    words: list[str] = []
+    by_position = True
+    for p in part.signature.parameters.values():
+        value = arguments[p.name]
+        if p.default is not inspect.Parameter.empty and value == p.default:
+            by_position = False
+            continue
+        if p.kind is inspect.Parameter.KEYWORD_ONLY:
+            by_position = False
+        words.append(_literal(value) if by_position else f"{p.name}={_literal(value)}")
+    return f"{part.name}({', '.join(words)})" if words else part.name
+
+
+def parse(text: str, kind: str) -> Any:
+    """The value that ``text`` names.
+
+    Raises:
+        UnknownName: no part of that kind has this name.
+        UsageError: the text is malformed, or an argument does not fit.
+    """
+    if len(text) > LONGEST:
+        raise UsageError(f"a {kind} of {len(text)} characters is too long; the most is {LONGEST}")
+    reader = _Reader(text)
+    value = reader.value(kind, 0)
+    reader.end()
+    found = _kind_of(value)
+    if found != kind:
+        raise UsageError(f"{text!r} is a {found or 'plain value'}, not a {kind}; known: {', '.join(names(kind))}")
+    return value
+
+
+def coerce(value: Any, kind: str) -> Any:
+    """``value`` itself, or what it names when it is text."""
+    return parse(value, kind) if isinstance(value, str) else value
+
+
+def _kind_of(value: Any) -> str | None:
+    part = _by_make.get(type(value))
+    return part.kind if part else getattr(value, "kind", None)
+
+
+def _text_of_instance(self: Any) -> str:
+    part = _by_make[type(self)]
+    return call_text(part.make, {n: getattr(self, n) for n in part.signature.parameters})
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(value)
+
+
+_token = re.compile(
+    r"\s*(?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<word>[A-Za-z_][A-Za-z0-9_]*)"
+    r"|(?P<string>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")|(?P<sign>[(),=]))"
+)
+_words = {"true": True, "false": False, "none": None}
+
+
+class _Reader:
+    """A recursive-descent reader over the grammar in the module docstring."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tokens: list[tuple[str, str]] = []
+        at, end = 0, len(text.rstrip())
+        while at < end:
+            m = _token.match(text, at)
+            if not m:
+                raise UsageError(f"cannot read {text!r} at {text[at : at + 12]!r}; write name or name(argument=value)")
+            self.tokens.append((str(m.lastgroup), m[m.lastgroup or 0]))
+            at = m.end()
+        self.at = 0
+
+    def peek(self) -> tuple[str, str]:
+        return self.tokens[self.at] if self.at < len(self.tokens) else ("end", "")
+
+    def take(self, sign: str | None = None) -> tuple[str, str]:
+        token = self.peek()
+        if sign is not None and token[1] != sign:
+            found = token[1] or "the end"
+            raise UsageError(f"expected {sign!r} but found {found!r} in {self.text!r}")
+        self.at += 1
+        return token
+
+    def end(self) -> None:
+        if self.peek()[0] != "end":
+            raise UsageError(f"unexpected {self.peek()[1]!r} after the end of a value in {self.text!r}")
+
+    def value(self, kind: str, depth: int) -> Any:
+        if depth > DEEPEST:
+            raise UsageError(f"{self.text[:40]!r}… is nested more than {DEEPEST} deep")
+        what, token = self.take()
+        if what == "number":
+            return float(token) if re.search(r"[.eE]", token) else int(token)
+        if what == "string":
+            return re.sub(r"\\(.)", r"\1", token[1:-1])
+        if what != "word":
+            raise UsageError(f"expected a name or a number but found {token or 'the end'!r} in {self.text!r}")
+        if token.lower() in _words:
+            return _words[token.lower()]
+        return self.part(token, kind, depth)
+
+    def part(self, name: str, kind: str, depth: int) -> Any:
+        part = _parts.get(name)
+        if part is None:
+            raise UnknownName(kind if depth == 0 else "part", name, names(kind) if depth == 0 else _parts)
+        args: list[Any] = []
+        keywords: dict[str, Any] = {}
+        if self.peek()[1] == "(":
+            self.take("(")
+            while self.peek()[1] != ")":
+                if self.at + 1 < len(self.tokens) and self.tokens[self.at + 1][1] == "=":
+                    key = self.take()[1]
+                    self.take("=")
+                    if key in keywords:
+                        raise UsageError(f"{name} is given {key!r} twice in {self.text!r}")
+                    keywords[key] = self.value(kind, depth + 1)
+                elif keywords:
+                    raise UsageError(f"in {self.text!r} an argument by position follows one by name")
+                else:
+                    args.append(self.value(kind, depth + 1))
+                if self.peek()[1] != ")":
+                    self.take(",")
+            self.take(")")
+        return self.make(part, args, keywords)
+
+    def make(self, part: _Part, args: list[Any], keywords: dict[str, Any]) -> Any:
+        unknown = [k for k in keywords if k not in part.signature.parameters]
+        if unknown:
+            raise UnknownName(f"argument of {part.name}", unknown[0], part.signature.parameters)
+        try:
+            return part.make(*args, **keywords)
+        except TypeError as e:
+            raise UsageError(f"{part.name}{part.signature}: {e}; in {self.text!r}") from e

@@ -1,0 +1,153 @@
+"""What goes into a training run and what comes out: the job, an agent's news and outcome, and the one result of all."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import msgspec
+import numpy as np
+import torch
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every agent is told to do. ``batch_size`` is an agent's; ``folder`` is shared with the launcher."""
+
+    workload: str
+    model: str
+    strategy: str
+    link: str
+    batch_size: int
+    seed: int
+    folder: str
+    data: str | None = None
+    epochs: int | None = None
+    seconds: float | None = None
+    target: float | None = None
+    threads: int = 1
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """One agent, a few times a second. ``loss`` is its last batch's; ``accuracy`` the last test of all agents."""
+
+    rank: int
+    step: int
+    epoch: int
+    samples: int
+    seconds: float
+    loss: float
+    accuracy: float | None
+    bytes_sent: int
+    bytes_received: int
+    waiting: float
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """One agent's end. ``seen`` counts, for every training sample, how often this agent trained it (int32, native)."""
+
+    rank: int
+    steps: int
+    samples: int
+    seconds: float
+    accuracy: float
+    loss: float
+    bytes_sent: int
+    bytes_received: int
+    wire_sent: int
+    wire_received: int
+    waiting: float
+    digest: str
+    seen: bytes
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """One training run. Lists have one entry an agent, by rank.
+
+    Attributes:
+        batch_size: samples of one agent in a step.
+        steps, samples: optimiser steps; samples trained by all agents together.
+        seconds: of training, without loading and testing.
+        accuracy, loss: on the test data, at the end.
+        reached: whether the asked accuracy was reached; null when none was asked.
+        times_seen: the least and the most often that any training sample was trained.
+        bytes_sent, bytes_received: counted by stretto, all frames included.
+        wire_sent, wire_received: counted by the operating system on the interface or socket.
+        computing, waiting: seconds; waiting is for other agents, computing is the rest.
+        digests: of the weights; equal digests are equal bits.
+    """
+
+    workload: str
+    model: str
+    strategy: str
+    agents: int
+    link: str
+    seed: int
+    batch_size: int
+    steps: int
+    samples: int
+    seconds: float
+    accuracy: float
+    loss: float
+    reached: bool | None
+    times_seen: tuple[int, int]
+    bytes_sent: list[int]
+    bytes_received: list[int]
+    wire_sent: list[int]
+    wire_received: list[int]
+    computing: list[float]
+    waiting: list[float]
+    digests: list[str]
+    versions: dict[str, str]
+    machine: dict[str, str | int]
+
+    @property
+    def speed(self) -> float:
+        """Samples a second of all agents together."""
+        return self.samples / self.seconds
+
+
+def combine(job: Job, outcomes: Sequence[Outcome]) -> Result:
+    """The result of a job from all its agents' outcomes, by rank."""
+    seen = sum(np.frombuffer(o.seen, np.int32) for o in outcomes)
+    first, seconds = outcomes[0], max(o.seconds for o in outcomes)
+    return Result(
+        workload=job.workload,
+        model=job.model,
+        strategy=job.strategy,
+        agents=len(outcomes),
+        link=job.link,
+        seed=job.seed,
+        batch_size=job.batch_size,
+        steps=first.steps,
+        samples=sum(o.samples for o in outcomes),
+        seconds=seconds,
+        accuracy=first.accuracy,
+        loss=first.loss,
+        reached=None if job.target is None else first.accuracy >= job.target,
+        times_seen=(int(np.min(seen)), int(np.max(seen))),
+        bytes_sent=[o.bytes_sent for o in outcomes],
+        bytes_received=[o.bytes_received for o in outcomes],
+        wire_sent=[o.wire_sent for o in outcomes],
+        wire_received=[o.wire_received for o in outcomes],
+        computing=[max(0.0, o.seconds - o.waiting) for o in outcomes],
+        waiting=[o.waiting for o in outcomes],
+        digests=[o.digest for o in outcomes],
+        versions=versions(),
+        machine=machine(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of everything that can change a result."""
+    try:
+        ours = version("stretto")
+    except PackageNotFoundError:
+        ours = "not installed"
+    return {"stretto": ours, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def machine() -> dict[str, str | int]:
+    """Where a result was measured; nothing that names the host."""
+    return {"system": platform.platform(), "processor": platform.machine(), "cores": len(os.sched_getaffinity(0))}

@@ -1,0 +1,435 @@
+"""Rendezvous: all are told the same, whoever does not fit is told why, and strangers hold nobody up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stretto.core import Network
+from stretto.errors import NetworkError, PeerLost, ProtocolError, Refused, UsageError
+from stretto.links import addresses
+from stretto.membership import Coordinator, Decoder, Entry, Join, Leave, Left, Lost, Roll, Welcome, encode, rendezvous
+from stretto.membership import connection as accepted
+from stretto.membership import entry as entering
+from stretto.membership.messages import LONGEST_REQUEST, Denied, Message, Waiting
+
+SECRET = "a long and random secret"
+JOIN = Join(3, "host", 1, ("10.0.0.1:1",))
+
+
+def come(
+    coordinator: Coordinator | str,
+    rank: int | None,
+    size: int,
+    secret: str = SECRET,
+    say: Callable[[str], None] = print,
+) -> Entry:
+    address = coordinator if isinstance(coordinator, str) else coordinator.address
+    place = (f"10.0.0.{rank}:4000", f"unix:{rank}")
+    return entering.enter(address, secret, rank, size, addresses=place, host="here", pid=os.getpid(), say=say)
+
+
+@contextlib.contextmanager
+def coming(coordinator: Coordinator, ranks: list[int | None]) -> Iterator[list[Future[Entry]]]:
+    """Agents that come at once, each in a thread; those that have entered leave at the end."""
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        futures = [pool.submit(come, coordinator, rank, len(ranks)) for rank in ranks]
+        try:
+            yield futures
+        finally:
+            for future in futures:
+                with contextlib.suppress(NetworkError, UsageError):
+                    future.result(20).sock.close()
+
+
+def told(entry: Entry) -> Message:
+    """The next message that an agent that has entered hears."""
+    decoder = Decoder(1 << 20)
+    entry.sock.settimeout(20)
+    while True:
+        data = entry.sock.recv(decoder.wants)
+        assert data, "the coordinator went"
+        for message in decoder.feed(data):
+            return message
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    ends = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < ends, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_four_agents_meet_and_are_told_the_same() -> None:
+    network = Network(delay=0.01, rate=1e6)
+    with Coordinator(4, SECRET, "127.0.0.1", network=network) as c, coming(c, [2, 0, 3, 1]) as futures:
+        entries = [future.result(20) for future in futures]
+        assert [entry.rank for entry in entries] == [2, 0, 3, 1]
+        assert len({entry.epoch for entry in entries}) == 1
+        assert all(entry.network == network for entry in entries)
+        members = entries[0].epoch.members
+        assert [member.rank for member in members] == [0, 1, 2, 3]
+        assert members[3].addresses == ("10.0.0.3:4000", "unix:3") and members[3].host == "here"
+        assert c.waiting_for() == () and c.present() == 4
+
+
+def test_agents_without_a_rank_are_numbered_around_those_that_have_one() -> None:
+    with Coordinator(4, SECRET, "127.0.0.1") as c, coming(c, [None, 2, None, 0]) as futures:
+        entries = [future.result(20) for future in futures]
+        assert (entries[1].rank, entries[3].rank) == (2, 0)
+        assert {entries[0].rank, entries[2].rank} == {1, 3}
+
+
+def test_one_can_ask_whom_the_coordinator_waits_for() -> None:
+    with Coordinator(3, SECRET, "127.0.0.1") as c:
+        assert c.waiting_for() == (0, 1, 2)
+        with coming(c, [1, 0, 2]) as futures:
+            [future.result(20) for future in futures]
+            assert c.waiting_for() == ()
+
+
+def test_when_an_agent_dies_the_others_are_told_that_it_is_lost() -> None:
+    with Coordinator(3, SECRET, "127.0.0.1") as c, coming(c, [0, 1, 2]) as futures:
+        entries = [future.result(20) for future in futures]
+        entries[1].sock.close()
+        for other in (entries[0], entries[2]):
+            message = told(other)
+            assert isinstance(message, Lost) and message.rank == 1 and "closed" in message.why
+
+
+def test_when_an_agent_leaves_the_others_are_told_that_it_left() -> None:
+    with Coordinator(3, SECRET, "127.0.0.1") as c, coming(c, [0, 1, 2]) as futures:
+        entries = [future.result(20) for future in futures]
+        entries[2].sock.sendall(encode(Leave()))
+        assert [told(entries[0]), told(entries[1])] == [Left(2), Left(2)]
+        wait_until(lambda: c.present() == 2)
+
+
+def test_an_agent_that_talks_nonsense_is_lost_and_the_others_go_on() -> None:
+    with Coordinator(3, SECRET, "127.0.0.1") as c, coming(c, [0, 1, 2]) as futures:
+        entries = [future.result(20) for future in futures]
+        entries[0].sock.sendall(b"\xff" * 100)
+        entries[1].sock.sendall(encode(Left(0)))
+        heard = [told(entries[2]), told(entries[2])]
+        assert {m.rank for m in heard if isinstance(m, Lost)} == {0, 1}
+
+
+def test_a_rank_that_is_taken_is_denied_and_the_first_keeps_it() -> None:
+    with Coordinator(2, SECRET, "127.0.0.1") as c, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(come, c, 1, 2)
+        wait_until(lambda: c.present() == 1)
+        with pytest.raises(UsageError, match="there is an agent 1 already"):
+            come(c, 1, 2)
+        second = come(c, 0, 2)
+        assert first.result(20).rank == 1
+        second.sock.close()
+        first.result().sock.close()
+
+
+def test_another_number_of_agents_is_denied_with_both_numbers() -> None:
+    with Coordinator(3, SECRET, "127.0.0.1") as c, pytest.raises(UsageError, match=r"agent 0 expects 4 agents.*3"):
+        come(c, 0, 4)
+
+
+def test_a_rank_beyond_the_size_is_denied() -> None:
+    with Coordinator(3, SECRET, "127.0.0.1") as c, pytest.raises(UsageError, match="agent 3 is not one of 3"):
+        come(c, 3, 3)
+
+
+def test_who_comes_after_the_epoch_has_begun_is_denied() -> None:
+    with Coordinator(1, SECRET, "127.0.0.1") as c:
+        first = come(c, 0, 1)
+        with pytest.raises(UsageError, match="too late: epoch 1 has begun"):
+            come(c, None, 1)
+        first.sock.close()
+
+
+def test_another_secret_is_refused_and_the_others_go_on_waiting() -> None:
+    said: list[str] = []
+    with Coordinator(2, SECRET, "127.0.0.1", say=said.append) as c, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(come, c, 0, 2)
+        wait_until(lambda: c.present() == 1)
+        with pytest.raises(Refused, match="another secret"):
+            come(c, 1, 2, secret="not the same")
+        assert not first.done() and c.waiting_for() == (1,)
+        with come(c, 1, 2).sock, first.result(20).sock:
+            pass
+    assert any(re.search(r"refused .* has another secret", line) for line in said)
+
+
+def test_an_agent_that_dies_while_waiting_frees_its_rank_for_another() -> None:
+    with Coordinator(2, SECRET, "127.0.0.1") as c:
+        sock = entering._connect(c.address, SECRET, 0)
+        sock.sendall(encode(Join(2, "here", 1, ())))
+        wait_until(lambda: c.waiting_for() == (1,))
+        sock.close()
+        wait_until(lambda: c.waiting_for() == (0, 1))
+        with coming(c, [0, 1]) as futures:
+            assert futures[0].result(20).rank == 0
+
+
+def test_when_the_coordinator_goes_those_who_wait_hear_it_at_once() -> None:
+    c = Coordinator(2, SECRET, "127.0.0.1").start()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(come, c, 0, 2)
+        wait_until(lambda: c.present() == 1)
+        c.close()
+        with pytest.raises(PeerLost, match="lost the coordinator"):
+            first.result(20)
+    c.close()
+
+
+def test_agents_may_come_before_the_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entering, "_FIRST_WORD", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    said = threading.Event()
+    words: list[str] = []
+
+    def say(line: str) -> None:
+        words.append(line)
+        said.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        early = pool.submit(come, f"127.0.0.1:{port}", 0, 1, SECRET, say)
+        assert said.wait(20)
+        with Coordinator(1, SECRET, "127.0.0.1", port):
+            early.result(20).sock.close()
+    assert f"agent 0 waits for the coordinator at 127.0.0.1:{port}" in words[0]
+
+
+def test_a_coordinator_that_never_comes_is_given_up_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entering, "PATIENCE", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(NetworkError, match=r"agent 0 found no coordinator at .*is the launcher or agent 0 running"):
+        come(f"127.0.0.1:{port}", 0, 2)
+
+
+def test_a_port_in_use_is_named() -> None:
+    with Coordinator(1, SECRET, "127.0.0.1") as c:
+        port = addresses.split(c.address)[1]
+        with pytest.raises(UsageError, match=f"port {port} is in use.*choose another port"):
+            Coordinator(1, SECRET, "127.0.0.1", port)
+
+
+def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
+    with pytest.raises(UsageError, match=r"203\.0\.113\.7 is not an address of this machine, which has"):
+        Coordinator(1, SECRET, "203.0.113.7")
+
+
+def test_a_coordinator_on_every_interface_names_an_address_that_works() -> None:
+    with Coordinator(1, SECRET) as c:
+        come(c, 0, 1).sock.close()
+
+
+def test_from_another_machine_everything_goes_through_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides are made to believe that the other is elsewhere."""
+    monkeypatch.setattr(addresses, "is_here", lambda host: False)
+    with Coordinator(3, SECRET, "127.0.0.1") as c, coming(c, [0, 1, 2]) as futures:
+        entries = [future.result(20) for future in futures]
+        assert all(type(entry.sock).__name__ == "SSLSocket" for entry in entries)
+        entries[0].sock.close()
+        assert isinstance(told(entries[1]), Lost)
+
+
+def test_from_another_machine_plain_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(addresses, "is_here", lambda host: False)
+    with Coordinator(1, SECRET, "127.0.0.1", say=said.append) as c:
+        with socket.create_connection(addresses.split(c.address)) as sock:
+            sock.sendall(b"STRETTO\n")
+            assert sock.recv(100) == b""
+        assert any("does not speak TLS" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x00\x05no TLS",
+        b"\x16\x03\x01\x40\x00begun",
+        b"\0" * 5000,
+        b"STRETTO\n\0\2",
+    ],
+    ids=["http", "bad TLS", "unfinished TLS", "zeros", "another version"],
+)
+def test_strangers_are_shown_out(words: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accepted, "DEADLINE", 0.5)
+    monkeypatch.setattr(rendezvous, "_TICK", 0.05)
+    with Coordinator(1, SECRET, "127.0.0.1") as c:
+        with socket.create_connection(addresses.split(c.address)) as stranger:
+            stranger.settimeout(20)
+            stranger.sendall(words)
+            with contextlib.suppress(ConnectionResetError):
+                while stranger.recv(1000):
+                    pass
+        come(c, 0, 1).sock.close()
+
+
+def test_a_stranger_that_sends_garbage_forever_is_cut_off() -> None:
+    with Coordinator(1, SECRET, "127.0.0.1") as c, socket.create_connection(addresses.split(c.address)) as stranger:
+        with contextlib.suppress(OSError):
+            while True:
+                stranger.sendall(b"\x99" * 65536)
+        come(c, 0, 1).sock.close()
+
+
+def test_silent_strangers_exhaust_neither_sockets_nor_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than there are places: they are hurried out, and an agent comes in behind them."""
+    monkeypatch.setattr(rendezvous, "MOST_STRANGERS", 8)
+    monkeypatch.setattr(rendezvous, "HURRY", 0.2)
+    monkeypatch.setattr(rendezvous, "_TICK", 0.05)
+    with Coordinator(1, SECRET, "127.0.0.1") as c, contextlib.ExitStack() as stack:
+        for _ in range(30):
+            stack.enter_context(socket.create_connection(addresses.split(c.address)))
+        come(c, 0, 1).sock.close()
+        assert len(c._connections) <= 8
+
+
+def test_a_proven_agent_that_never_joins_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accepted, "DEADLINE", 0.2)
+    monkeypatch.setattr(rendezvous, "_TICK", 0.05)
+    with Coordinator(1, SECRET, "127.0.0.1") as c, entering._connect(c.address, SECRET, 0) as sock:
+        sock.settimeout(20)
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(100) == b""
+
+
+# The roll, without any I/O.
+
+
+def test_the_roll_tells_who_is_missing_to_whom() -> None:
+    roll = Roll(3)
+    assert roll.join(1, None, JOIN) == [(1, Waiting((1, 2)))]
+    assert roll.join(2, 0, JOIN) == [(2, Waiting((2,)))]
+    assert roll.remind() == [(1, Waiting((2,))), (2, Waiting((2,)))]
+    welcome = dict(roll.join(3, 2, JOIN))
+    assert {key: m.rank for key, m in welcome.items() if isinstance(m, Welcome)} == {1: 1, 2: 0, 3: 2}
+    assert roll.remind() == []
+    assert roll.lose(1, "it died") == [(2, Lost(1, "it died")), (3, Lost(1, "it died"))]
+    assert roll.lose(1, "twice") == []
+    assert roll.leave(3) == [(2, Left(2))]
+
+
+@given(
+    size=st.integers(1, 6),
+    events=st.lists(
+        st.tuples(
+            st.sampled_from(["join", "leave", "lose"]),
+            st.integers(0, 9),
+            st.none() | st.integers(0, 7),
+            st.integers(1, 6),
+        ),
+        max_size=60,
+    ),
+)
+@settings(max_examples=300, deadline=None)
+def test_whatever_happens_every_epoch_has_each_rank_once(
+    size: int, events: list[tuple[str, int, int | None, int]]
+) -> None:
+    roll = Roll(size)
+    inside: set[int] = set()
+    welcomed: dict[int, int] = {}
+    for kind, key, rank, claimed in events:
+        if kind == "join" and key not in inside:
+            what = roll.join(key, rank, Join(claimed, "host", 1, ()))
+            if not any(isinstance(m, Denied) for _, m in what):
+                inside.add(key)
+            welcomed |= {k: m.rank for k, m in what if isinstance(m, Welcome)}
+        elif kind == "leave":
+            roll.leave(key)
+            inside.discard(key)
+        elif kind == "lose":
+            roll.lose(key, "why")
+            inside.discard(key)
+        assert roll.present() == len(inside) <= size
+        if roll.epoch is None:
+            assert len(roll.missing()) == size - len(inside)
+    if welcomed:
+        assert sorted(welcomed.values()) == list(range(size))
+
+
+# The messages.
+
+MESSAGES = st.one_of(
+    st.builds(
+        Join,
+        st.integers(1, 65536),
+        st.text(max_size=50),
+        st.integers(0, 2**31),
+        st.lists(st.text(max_size=50), max_size=8).map(tuple),
+    ),
+    st.just(Leave()),
+    st.builds(Left, st.integers(0, 65535)),
+    st.builds(Lost, st.integers(0, 65535), st.text(max_size=200)),
+    st.builds(Denied, st.text(max_size=200)),
+    st.builds(Waiting, st.lists(st.integers(0, 65535), max_size=20).map(tuple)),
+)
+
+
+@given(st.lists(MESSAGES, max_size=6), st.data())
+@settings(max_examples=200, deadline=None)
+def test_messages_arrive_as_they_were_sent_whatever_the_pieces(messages: list[Message], data: st.DataObject) -> None:
+    stream = b"".join(map(encode, messages))
+    decoder, arrived = Decoder(LONGEST_REQUEST), []
+    while stream:
+        cut = data.draw(st.integers(1, len(stream)))
+        arrived += decoder.feed(stream[:cut])
+        stream = stream[cut:]
+    assert arrived == messages
+
+
+@given(st.lists(st.binary(max_size=200), max_size=20), st.integers(0, 300))
+@settings(max_examples=300, deadline=None)
+def test_no_bytes_do_more_than_break_the_protocol(chunks: list[bytes], length: int) -> None:
+    decoder = Decoder(256)
+    try:
+        for chunk in (length.to_bytes(4, "big"), *chunks):
+            decoder.feed(chunk)
+            assert 0 < decoder.wants <= 260
+            assert len(decoder._buffer) < 260
+    except ProtocolError:
+        pass
+
+
+@given(MESSAGES, st.integers(0, 10_000), st.integers(0, 255))
+@settings(max_examples=300, deadline=None)
+def test_a_damaged_message_is_another_one_or_breaks_the_protocol(message: Message, at: int, byte: int) -> None:
+    data = bytearray(encode(message))
+    data[at % len(data)] = byte
+    with contextlib.suppress(ProtocolError):
+        Decoder(LONGEST_REQUEST).feed(bytes(data))
+
+
+def test_a_length_beyond_the_longest_takes_no_memory() -> None:
+    with pytest.raises(ProtocolError, match="announced; the longest is 65536"):
+        Decoder(LONGEST_REQUEST).feed(b"\x7f\xff\xff\xff")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x80",
+        b"\x91" * 5000,
+        b"\x81\xa4kind\xa5leave\xc0",
+        b"\x82\xa4kind\xa5leave\xa4more\x01",
+        b"\x81\xa4kind\xa7unknown",
+        b"\x82\xa4kind\xa4left\xa4rank\xff",
+        b"\x81\xa4kind\xa4\xff\xff\xff\xff",
+    ],
+    ids=lambda body: body[:12].hex(),
+)
+def test_nonsense_is_no_message(body: bytes) -> None:
+    with pytest.raises(ProtocolError, match="no message of ours"):
+        Decoder(LONGEST_REQUEST).feed(len(body).to_bytes(4, "big") + body)
