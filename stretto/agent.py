@@ -1,9 +1,9 @@
 """The agent: what a user's script holds. Joins models and data to a courier, and goes when the script goes.
 
-    agent = stretto.join()
-    model, optimizer = agent.prepare(model, optimizer, strategy="allreduce")
-    for x, y in agent.shard(dataset, batch_size=64, epochs=5):
-        ...
+agent = stretto.join()
+model, optimizer = agent.prepare(model, optimizer, strategy="allreduce")
+for x, y in agent.shard(dataset, batch_size=64, epochs=5):
+    ...
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ class Agent:
             self._courier.use(_NUMBERS, str(strategies.allreduce()), native=self._shared)
             atexit.register(self.leave)
 
-    def prepare(
-        self, *objects: Any, strategy: Strategy | str = "allreduce", buffers: BufferRule = "mean"
-    ) -> Any:
+    def prepare(self, *objects: Any, strategy: Strategy | str = "allreduce", buffers: BufferRule = "mean") -> Any:
         """Give models and optimizers to the agent; the same objects come back, in the same order.
 
         From here on ``backward()`` ends with the gradients' mean over all agents. Agent 0's weights go to everybody, and all
@@ -178,7 +176,14 @@ class Agent:
             return Report(0, 0, 0, 0, 0, 0.0, seconds, 0.0)
         c = self._courier.counted()
         return Report(
-            c.sent, c.received, c.wire_sent, c.wire_received, c.connections, self._courier.waited, seconds, c.cpu_seconds
+            c.sent,
+            c.received,
+            c.wire_sent,
+            c.wire_received,
+            c.connections,
+            self._courier.waited,
+            seconds,
+            c.cpu_seconds,
         )
 
     def leave(self) -> None:
@@ -224,8 +229,10 @@ class Agent:
     ) -> None:
         for o in objects:
             if not isinstance(o, nn.Module | Optimizer):
-                raise UsageError(f"prepare takes models and optimizers, not a {type(o).__name__}; pass schedulers nothing: "
-                                 "they go on working on the same optimizer")
+                raise UsageError(
+                    f"prepare takes models and optimizers, not a {type(o).__name__}; pass schedulers nothing: "
+                    "they go on working on the same optimizer"
+                )
         if not models:
             raise UsageError("prepare was given no model")
         if buffers not in ("mean", "broadcast", "local"):
@@ -236,9 +243,13 @@ class Agent:
                 if id(p) in known:
                     raise UsageError(f"parameter {name} was prepared before; prepare models that share it in one call")
                 if p.device.type != "cpu":
-                    raise UsageError(f"parameter {name} is on {p.device}; this version exchanges CPU memory: move the model to cpu")
+                    raise UsageError(
+                        f"parameter {name} is on {p.device}; this version exchanges CPU memory: move the model to cpu"
+                    )
                 if p.dtype not in _DTYPES:
-                    raise UsageError(f"parameter {name} is {p.dtype}; float32, float64, float16 and bfloat16 are exchanged")
+                    raise UsageError(
+                        f"parameter {name} is {p.dtype}; float32, float64, float16 and bfloat16 are exchanged"
+                    )
         ours = {id(p) for m in models for p in m.parameters()} | known
         for optimizer in optimizers:
             for g in optimizer.param_groups:
@@ -248,13 +259,15 @@ class Agent:
                         "gradients would differ between agents"
                     )
 
-    def _agree(
-        self, models: list[nn.Module], optimizers: list[Optimizer], strategy: Strategy, buffers: str
-    ) -> None:
+    def _agree(self, models: list[nn.Module], optimizers: list[Optimizer], strategy: Strategy, buffers: str) -> None:
         assert self._courier is not None
         lines = [f"torch {torch.__version__}", f"strategy {strategy}", f"buffers {buffers}"]
         for i, model in enumerate(models):
-            lines += [f"model {i} {k} {tuple(v.shape)} {v.dtype}" for k, v in model.state_dict().items() if isinstance(v, Tensor)]
+            lines += [
+                f"model {i} {k} {tuple(v.shape)} {v.dtype}"
+                for k, v in model.state_dict().items()
+                if isinstance(v, Tensor)
+            ]
             lines += [f"model {i} {k} requires_grad={p.requires_grad}" for k, p in model.named_parameters()]
         lines += [f"optimizer {type(o).__name__} with {[len(g['params']) for g in o.param_groups]}" for o in optimizers]
         self._courier.agree("the models given to prepare()", "\n".join(lines))

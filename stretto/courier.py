@@ -33,7 +33,8 @@ from stretto.exchanges import agree, broadcast, measure
 from stretto.links.connect import Switchboard
 from stretto.links.loop import Loop
 from stretto.links.memory import Arena, Board, Ticket
-from stretto.links.stream import Mesh, StreamLink
+from stretto.links.channel import StreamLink
+from stretto.links.mesh import Mesh
 from stretto.links.tls import make_certificate
 from stretto.membership.messages import LONGEST_ANSWER, Decoder, Leave, Lost, encode
 from stretto.session import Session
@@ -107,7 +108,9 @@ _Answer = Done | Failed | Counted
 _encode = msgspec.msgpack.Encoder().encode
 _orders = msgspec.msgpack.Decoder(_Order)
 _answers = msgspec.msgpack.Decoder(_Answer)
-_dtypes = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)}
+_dtypes = {
+    str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
+}
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """The exception tree: every error says who, what, and what to do next, and carries its exit code.
 
-    StrettoError            1
-    ├── UsageError          2   what was asked cannot be done as asked
-    │   └── UnknownName         no such strategy, link, topology, codec or workload
-    ├── NetworkError        3   the others cannot be reached, or should not be
-    │   ├── PeerLost            an agent left while we needed it
-    │   ├── Refused             a stranger, another version, or another secret
-    │   └── ProtocolError       bytes that no agent of ours would send
-    ├── Disagreement        4   agents hold different models, data or strategies
-    ├── DataError           5   files are missing or damaged
-    └── ScriptFailed        6   the user's script raised in an agent
+StrettoError            1
+├── UsageError          2   what was asked cannot be done as asked
+│   └── UnknownName         no such strategy, link, topology, codec or workload
+├── NetworkError        3   the others cannot be reached, or should not be
+│   ├── PeerLost            an agent left while we needed it
+│   ├── Refused             a stranger, another version, or another secret
+│   └── ProtocolError       bytes that no agent of ours would send
+├── Disagreement        4   agents hold different models, data or strategies
+├── DataError           5   files are missing or damaged
+└── ScriptFailed        6   the user's script raised in an agent
 """
 
 from __future__ import annotations

@@ -48,9 +48,7 @@ class Plan:
     numel: int
 
 
-def plan_buckets(
-    sizes: Sequence[tuple[int, torch.dtype]], buffers: int = 0, most: int = BUCKET
-) -> tuple[Plan, ...]:
+def plan_buckets(sizes: Sequence[tuple[int, torch.dtype]], buffers: int = 0, most: int = BUCKET) -> tuple[Plan, ...]:
     """Lay parameters of (elements, dtype) out in buckets of about ``most`` bytes, last parameter first.
 
     ``buffers`` elements ride in the last float32 bucket. Pure: all agents get the same plan from the same model.
@@ -138,9 +136,7 @@ class Gradients:
         self._buffers = [b for b in _unique(b for m in models for b in m.buffers()) if b.is_floating_point()]
         if buffers == "local":
             self._buffers = []
-        plans = plan_buckets(
-            [(p.numel(), p.dtype) for p in parameters], sum(b.numel() for b in self._buffers)
-        )
+        plans = plan_buckets([(p.numel(), p.dtype) for p in parameters], sum(b.numel() for b in self._buffers))
         memory = allocate(sum(_padded(p) for p in plans))
         self.buckets: list[Bucket] = []
         at = 0

@@ -11,12 +11,15 @@ from torch import Tensor
 from stretto.core import Link, State, Strategy
 from stretto.errors import UsageError
 
+
 class Session:
     """Runs a strategy's exchanges and keeps what its codec must remember of each bucket."""
 
     def __init__(self, strategy: Strategy) -> None:
         if strategy.signal != "gradient":
-            raise UsageError(f"{strategy} exchanges the {strategy.signal}; this version exchanges gradients: use allreduce")
+            raise UsageError(
+                f"{strategy} exchanges the {strategy.signal}; this version exchanges gradients: use allreduce"
+            )
         self.strategy = strategy
         self._codec: dict[int, State] = {}
 

@@ -13,7 +13,7 @@ from stretto.core import Epoch, Link, Member
 from stretto.links import connect
 from stretto.links.connect import Switchboard, listen_tcp, listen_unix
 from stretto.links.loop import Loop
-from stretto.links.stream import Mesh, Totals
+from stretto.links.mesh import Mesh, Totals
 from stretto.links.tls import make_certificate
 from stretto.sim import World
 

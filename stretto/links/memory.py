@@ -213,12 +213,7 @@ class Board:
 
     @staticmethod
     def nbytes(size: int) -> int:
-        return (
-            _LINE
-            + 4 * Barrier.words(size) * 4
-            + size * (_ARENAS * 24 + _ORDERS * 40 + _SLOTS * SMALL)
-            + 8 * _LINE
-        )
+        return _LINE + 4 * Barrier.words(size) * 4 + size * (_ARENAS * 24 + _ORDERS * 40 + _SLOTS * SMALL) + 8 * _LINE
 
     def break_off(self, rank: int) -> None:
         """Agent ``rank`` is gone: whoever waits on this board learns it now."""

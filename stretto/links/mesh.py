@@ -1,0 +1,124 @@
+"""This agent's connections in one epoch: one a pair, made when an exchange first needs it, shared by all exchanges."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stretto.core import ANY, Epoch, Network
+from stretto.errors import PeerLost, ProtocolError
+from stretto.links import wire
+from stretto.links.channel import StreamLink
+from stretto.links.loop import Loop
+from stretto.links.stream import Connection, on_wire
+
+MOST_CHANNELS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Bytes of this agent's streams: as handed to the system, and (TCP) as the system put them on the wire."""
+
+    sent: int
+    received: int
+    wire_sent: int
+    wire_received: int
+    connections: int
+
+
+class Mesh:
+    """This agent's connections in one epoch.
+
+    ``dial(peer)`` starts making the connection to a peer, in the background, and ends in :meth:`adopt` or :meth:`lose`.
+    """
+
+    def __init__(self, loop: Loop, rank: int, epoch: Epoch, dial: Callable[[int], None]) -> None:
+        self.loop, self.rank, self.epoch = loop, rank, epoch
+        self.size, self.hosts = epoch.size, epoch.hosts
+        self.network = Network()
+        self._dial = dial
+        self._peers: dict[int, Connection] = {}
+        self._links: dict[int, StreamLink] = {}
+        self._lost: dict[int, PeerLost] = {}
+        self._past = [0, 0, 0, 0]
+
+    def link(self, number: int) -> StreamLink:
+        """The link of exchange ``number``; a peer's messages may have made it before us."""
+        link = self._links.get(number)
+        if link is None:
+            if len(self._links) >= MOST_CHANNELS:
+                raise ProtocolError(f"more than {MOST_CHANNELS} exchanges at once")
+            link = self._links[number] = StreamLink(self, number)
+        return link
+
+    def forget(self, number: int) -> None:
+        """An exchange is over; its channel is not used again."""
+        self._links.pop(number, None)
+
+    def credit(self, peer: int, number: int, amount: int) -> None:
+        """Credit that comes after its exchange is over is of no use to anyone."""
+        channel = self._links.get(number)
+        if channel is not None:
+            channel.credit(peer, amount)
+
+    def reach(self, peer: int) -> Connection | None:
+        """The connection to ``peer``, dialled if need be; None when it is lost."""
+        connection = self._peers.get(peer)
+        if connection is None:
+            if peer in self._lost:
+                return None
+            connection = self._peers[peer] = Connection(self, peer)
+            self._dial(peer)
+        return connection
+
+    def adopt(self, peer: int, sock: socket.socket) -> None:
+        """A proven connection to ``peer`` is there."""
+        connection = self._peers.setdefault(peer, Connection(self, peer))
+        if connection.sock is not None or peer in self._lost:
+            sock.close()
+            return
+        connection.open(sock)
+
+    def why_lost(self, peer: int) -> PeerLost | None:
+        if peer == ANY:
+            return next(iter(self._lost.values())) if len(self._lost) >= self.size - 1 > 0 else None
+        return self._lost.get(peer)
+
+    def lose(self, peer: int, why: str) -> None:
+        """``peer`` is gone: whoever waits for it learns at once."""
+        if peer in self._lost:
+            return
+        error = PeerLost(f"agent {self.rank} lost agent {peer}: {why}", peer)
+        self._lost[peer] = error
+        connection = self._peers.pop(peer, None)
+        if connection is not None:
+            self._count(connection)
+            connection.close(error)
+        for channel in list(self._links.values()):
+            channel.lose(peer, error)
+
+    def _count(self, connection: Connection) -> None:
+        for i, n in enumerate((connection.sent, connection.received, *on_wire(connection))):
+            self._past[i] += n
+
+    def totals(self) -> Totals:
+        sums = list(self._past)
+        for c in self._peers.values():
+            for i, n in enumerate((c.sent, c.received, *on_wire(c))):
+                sums[i] += n
+        return Totals(*sums, connections=sum(c.sock is not None for c in self._peers.values()))
+
+    def bye(self) -> None:
+        """Tell the peers that this agent leaves on purpose, and send no more."""
+        for c in list(self._peers.values()):
+            if c.sock is not None:
+                c.queue([memoryview(wire.control(wire.BYE))], None)
+                c.flush()
+            if c.sock is not None:
+                socket.socket.shutdown(c.sock, socket.SHUT_WR)
+
+    def close(self) -> None:
+        for c in self._peers.values():
+            c.close()
+        self._peers.clear()
