@@ -27,8 +27,8 @@ from stretto.courier import Courier, Place
 from stretto.data import Shard
 from stretto.errors import UsageError
 from stretto.exchanges import AllReduce
-from stretto.membership import Coordinator
 from stretto.gradients import BufferRule, Gradients
+from stretto.membership import Coordinator
 from stretto.text import coerce
 from stretto.topologies import Auto, Native
 
@@ -38,8 +38,11 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an agent has counted so far. ``bytes_*`` are handed to the system by us, frames and all; ``wire_*`` add TCP/IP and
-    Ethernet headers and retransmissions as the kernel counts them (0 in shared memory and on Unix sockets).
+    """What an agent has counted so far.
+
+    ``bytes_*`` went through its connections, frames and all (an average in shared memory moves none); ``wire_*`` add
+    TCP/IP and Ethernet headers and retransmissions as the kernel counts them (0 on Unix sockets). ``waiting``: seconds
+    for which the trainer stood still for an exchange; ``courier_cpu``: CPU seconds of the process beside it.
     """
 
     bytes_sent: int
@@ -77,14 +80,14 @@ class Agent:
     def prepare(self, *objects: Any, strategy: Strategy | str = "allreduce", buffers: BufferRule = "mean") -> Any:
         """Give models and optimizers to the agent; the same objects come back, in the same order.
 
-        From here on ``backward()`` ends with the gradients' mean over all agents. Agent 0's weights go to everybody, and all
-        compare what they were given.
+        From here on ``backward()`` ends with the gradients' mean over all agents. Agent 0's weights go to everybody,
+        and all compare what they were given.
 
         Args:
             objects: ``nn.Module`` s and ``Optimizer`` s. One object comes back as itself, several as a tuple.
             strategy: how agents agree; a value or its text.
-            buffers: what floating-point buffers (batch norm's statistics) become after each step: the ``"mean"`` over agents,
-                agent 0's (``"broadcast"``), or nothing (``"local"``).
+            buffers: what floating-point buffers (batch norm's statistics) become after each step: the ``"mean"`` over
+                agents, agent 0's (``"broadcast"``), or nothing (``"local"``).
 
         Raises:
             Disagreement: agents were given different models or strategies; says whose, and where they differ.
@@ -118,8 +121,8 @@ class Agent:
     ) -> Shard:
         """This agent's batches of ``dataset``: every sample once an epoch over all agents; see :mod:`stretto.data`.
 
-        ``batch_size`` is one agent's. Where agents' batches differ in size, gradients are weighted so that their mean is the
-        exact mean over samples.
+        ``batch_size`` is one agent's. Where agents' batches differ in size, gradients are weighted so that their mean
+        is the exact mean over samples.
 
         Raises:
             UsageError: fewer samples than agents, or a dataset without numbers.
@@ -219,8 +222,8 @@ class Agent:
         topology = exchange.topology if isinstance(exchange, AllReduce) else None
         if isinstance(topology, Native) and not self._shared and self.size > 1:
             raise UsageError(
-                f"{strategy} asks for an all-reduce of the link's own, and the {self.link} link has none: use link shm, "
-                "or another topology"
+                f"{strategy} asks for an all-reduce of the link's own, and the {self.link} link has none: "
+                "use link shm, or another topology"
             )
         return self._shared and isinstance(topology, Native | Auto)
 
@@ -255,8 +258,8 @@ class Agent:
             for g in optimizer.param_groups:
                 if any(id(p) not in ours for p in g["params"]):
                     raise UsageError(
-                        f"this {type(optimizer).__name__} holds parameters of no prepared model: pass that model too, or its "
-                        "gradients would differ between agents"
+                        f"this {type(optimizer).__name__} holds parameters of no prepared model: pass that "
+                        "model too, or its gradients would differ between agents"
                     )
 
     def _agree(self, models: list[nn.Module], optimizers: list[Optimizer], strategy: Strategy, buffers: str) -> None:

@@ -1,7 +1,7 @@
 """The values every layer shares, and the Protocols between layers. No I/O, no clock, nothing mutable.
 
-A strategy is written once as ``async def`` over a :class:`Link`, and runs unchanged on sockets and in the simulator: all it
-can do is post, receive, sleep and run things together, and only a driver knows what these mean.
+A strategy is written once as ``async def`` over a :class:`Link`, and runs unchanged on sockets and in the simulator:
+all it can do is post, receive, sleep and run things together, and only a driver knows what these mean.
 """
 
 from __future__ import annotations

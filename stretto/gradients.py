@@ -1,14 +1,16 @@
 """Gradients in flat buckets, exchanged as backward produces them.
 
-Theory of operation. The parameters of a model are laid out in a few flat tensors, in the reverse of their order, which is about the order in
-which backward reaches them. After a step every ``.grad`` is a view of its bucket. A hook on each parameter sees its gradient the moment it is
-final; when the last of a bucket is there the bucket leaves, always in the order of buckets, so that all agents exchange the same things in
-the same order. A callback at the end of backward sends what is left, waits, and puts the means in place, so clipping, AMP's scaler and
-the optimizer after it see the gradient of the whole batch.
+Theory of operation. The parameters of a model are laid out in a few flat tensors, in the reverse of their order,
+which is about the order in which backward reaches them. After a step every ``.grad`` is a view of its bucket. A hook
+on each parameter sees its gradient the moment it is final; when the last of a bucket is there the bucket leaves,
+always in the order of buckets, so that all agents exchange the same things in the same order. A callback at the end
+of backward sends what is left, waits, and puts the means in place, so clipping, AMP's scaler and the optimizer after
+it see the gradient of the whole batch.
 
     bucket = gradients │ one flag a parameter │ (last bucket) buffers
 
-The flags say whether anybody used a parameter; if nobody did, its ``.grad`` is ``None`` again, as it would be in one process.
+The flags say whether anybody used a parameter; if nobody did, its ``.grad`` is ``None`` again, as it would be in one
+process.
 """
 
 from __future__ import annotations
@@ -105,7 +107,7 @@ class Bucket:
             self.missing -= 1
 
     def settle(self) -> None:
-        """After the exchange: gradients that somebody used are views of the mean, the others ``None``; ready for the next round."""
+        """After the exchange: gradients that somebody used are views of the mean, the others ``None``."""
         used = self.flags.tolist()
         for parameter, view, flag in zip(self.parameters, self.views, used, strict=True):
             parameter.grad = view if flag > 0 else None
@@ -132,8 +134,8 @@ class Gradients:
         buffers: BufferRule = "mean",
     ) -> None:
         self._send, self._rank, self._size, self._rule = send, rank, size, buffers
-        parameters = [p for p in _unique(p for m in models for p in m.parameters()) if p.requires_grad]
-        self._buffers = [b for b in _unique(b for m in models for b in m.buffers()) if b.is_floating_point()]
+        parameters = list({id(p): p for m in models for p in m.parameters() if p.requires_grad}.values())
+        self._buffers = list({id(b): b for m in models for b in m.buffers() if b.is_floating_point()}.values())
         if buffers == "local":
             self._buffers = []
         plans = plan_buckets([(p.numel(), p.dtype) for p in parameters], sum(b.numel() for b in self._buffers))
@@ -162,7 +164,7 @@ class Gradients:
                 return
             if not self._running:
                 self._running = True
-                torch.autograd.Variable._execution_engine.queue_callback(self.finish)  # type: ignore[attr-defined]
+                torch.autograd.Variable._execution_engine.queue_callback(self.finish)
             bucket.take(place)
             if not bucket.missing:
                 self._launch(everything=False)
@@ -225,7 +227,3 @@ class Gradients:
 
 def _padded(plan: Plan) -> int:
     return -(-plan.numel * plan.dtype.itemsize // 64) * 64
-
-
-def _unique(tensors: Iterator[Tensor]) -> list[Tensor]:
-    return list({id(t): t for t in tensors}.values())

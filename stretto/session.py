@@ -1,7 +1,7 @@
 """The session: one agent's side of the strategy, and the only object that remembers from step to step.
 
-It lives where the link lives: in the courier beside a real trainer, in the coroutine of a simulated one. Everything it does
-is a coroutine over a :class:`~stretto.core.Link`, so the two give the same bits.
+It lives where the link lives: in the courier beside a real trainer, in the coroutine of a simulated one. Everything
+it does is a coroutine over a :class:`~stretto.core.Link`, so the two give the same bits.
 """
 
 from __future__ import annotations

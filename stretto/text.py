@@ -1,8 +1,8 @@
 """Values as text and text as values: ``parse("diloco(every=64, codec=int4)")`` and ``str(value)`` are inverse.
 
 A part (a topology, codec, strategy, policy, …) is registered by decorating its frozen dataclass, or the function that
-makes it, with ``@named("ring", kind="topology")``. The signature decides the canonical text: parameters that may be given by
-position are printed by position, keyword-only ones as ``name=value``, and defaults are left out.
+makes it, with ``@named("ring", kind="topology")``. The signature decides the canonical text: parameters that may be
+given by position are printed by position, keyword-only ones as ``name=value``, and defaults are left out.
 
     text   = name | name "(" arg {"," arg} ")"
     arg    = [ident "="] value

@@ -85,7 +85,7 @@ class AllReduce:
             await double(link, flat)
             return
         plan = plans.prepare(
-            topology,  # type: ignore[arg-type]  # every part is hashable
+            topology,
             link.hosts,
             link.network,
             link.rank,

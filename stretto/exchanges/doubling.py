@@ -1,8 +1,8 @@
 """Recursive doubling: whole tensors between pairs, twice as far apart each round. The fewest delays, for small tensors.
 
-After round k every agent holds the sum of its group of 2^(k+1). Two partners add the same two sums, and a + b = b + a also in floating
-point, so all agents end with the same bits. Agents beyond the largest power of two send theirs to a partner before, and get the
-result after (Thakur, Rabenseifner and Gropp 2005, section 4.3).
+After round k every agent holds the sum of its group of 2^(k+1). Two partners add the same two sums, and a + b = b + a
+also in floating point, so all agents end with the same bits. Agents beyond the largest power of two send theirs to a
+partner before, and get the result after (Thakur, Rabenseifner and Gropp 2005, section 4.3).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the network is like, measured by the agents themselves and agreed on: the longest delay and the lowest rate.
 
-Each agent times a few small messages to its right neighbour and back, then bursts that grow until one takes several round trips,
-all agents at once, as an all-reduce would load the network. The numbers go up a binary tree and the worst come down, so
-every agent decides by the same ones.
+Each agent times a few small messages to its right neighbour and back, then bursts that grow until one takes several
+round trips, all agents at once, as an all-reduce would load the network. The numbers go up a binary tree and the
+worst come down, so every agent decides by the same ones.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """A link over streams: one exchange's messages, told apart from all others on the same connections by its number.
 
-Back-pressure. On one channel at most ``WINDOW`` bytes (and the message that crosses the line) are on their way to an agent
-beyond what its coroutines have taken; the sender holds the rest. The receiver returns credit as messages are taken, and
-lends more when a coroutine waits for a message that the window itself may be holding back, so no order of receives can
-deadlock. The memory for messages that came before anybody waited is bounded by ``WINDOW`` for each peer and exchange in
-flight.
+Back-pressure. On one channel at most ``WINDOW`` bytes (and the message that crosses the line) are on their way to an
+agent beyond what its coroutines have taken; the sender holds the rest. The receiver returns credit as messages are
+taken, and lends more when a coroutine waits for a message that the window itself may be holding back, so no order of
+receives can deadlock. The memory for messages that came before anybody waited is bounded by ``WINDOW`` for each peer
+and exchange in flight.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class Receipt(Waiter):
 
 
 class StreamLink:
-    """One exchange's end of the mesh (a channel), a :class:`stretto.core.Link`: receives that wait, messages that came early,
-    credit both ways.
-    """
+    """A :class:`stretto.core.Link`: receives that wait, messages that came early, credit both ways."""
 
     def __init__(self, mesh: Mesh, number: int) -> None:
         self.mesh, self.number = mesh, number

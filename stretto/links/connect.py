@@ -1,8 +1,9 @@
 """Making connections: listen, dial, prove; one connection a pair, made when an exchange first needs it.
 
-Dialling and proving block, so each happens in a short-lived thread; the finished socket is handed to the loop. Either side may dial.
-When both do at once the lower rank's attempt stands: after the proof the listener answers one byte, keep or crossed.
-Off this machine everything goes through TLS; an address is only believed once its owner has proven the secret and the rank.
+Dialling and proving block, so each happens in a short-lived thread; the finished socket is handed to the loop. Either
+side may dial. When both do at once the lower rank's attempt stands: after the proof the listener answers one byte,
+keep or crossed. Off this machine everything goes through TLS; an address is only believed once its owner has proven
+the secret and the rank.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The driver of coroutines over real descriptors: one thread, one epoll, no asyncio.
 
-Theory of operation. A coroutine yields the :class:`Waiter` it waits for; whoever completes the waiter puts the coroutine back on
-the ready queue with the value or the error. A turn of the loop runs everything that is ready, lets connections write what was posted meanwhile
-(so that small messages to one peer leave in one system call), then sleeps in epoll until a descriptor or a timer is due.
+Theory of operation. A coroutine yields the :class:`Waiter` it waits for; whoever completes the waiter puts the
+coroutine back on the ready queue with the value or the error. A turn of the loop runs everything that is ready, lets
+connections write what was posted meanwhile (so that small messages to one peer leave in one system call), then sleeps
+in epoll until a descriptor or a timer is due.
 """
 
 from __future__ import annotations

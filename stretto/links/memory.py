@@ -1,13 +1,15 @@
 """Memory shared by the processes of one host: arenas, futexes, and an all-reduce done in place.
 
-Theory of operation. Every agent keeps its gradients in an :class:`Arena`, memory without a name that its courier and its
-neighbours map through ``/proc/PID/fd``. One more such piece is the :class:`Board`: a cell per agent that only its owner writes, and a bell,
-a futex that whoever arrives last rings for all. No atomic instruction is needed and nobody is woken in vain, so a barrier costs
-one wake-up an agent.
+Theory of operation. Every agent keeps its gradients in an :class:`Arena`, memory without a name that its courier and
+its neighbours map through ``/proc/PID/fd``. One more such piece is the :class:`Board`: a cell per agent that only its
+owner writes, and a bell, a futex that whoever arrives last rings for all. No atomic instruction is needed and nobody
+is woken in vain, so a barrier costs one wake-up an agent.
 
-* A small tensor is copied to its owner's slot on the board; when all have arrived each agent adds all slots up itself. One wake-up, no courier.
-* A large one stays where it is. When all have arrived, each courier adds up its own share of everybody's memory, in the order of
-  ranks, scales it, and writes it back to everybody, piece by piece so that the pieces stay in cache; then all arrive once more.
+* A small tensor is copied to its owner's slot on the board; when all have arrived each agent adds all slots up
+  itself. One wake-up, no courier.
+* A large one stays where it is. When all have arrived, each courier adds up its own share of everybody's memory, in
+  the order of ranks, scales it, and writes it back to everybody, piece by piece so that the pieces stay in cache;
+  then all arrive once more.
 
 Both add in the order of ranks, so every agent has the same bits, and the same as a star rooted at agent 0.
 """
@@ -69,8 +71,8 @@ class Arena:
             mine = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         except OSError as e:
             raise UsageError(
-                f"cannot map the shared memory of process {pid}: {e}; agents that share memory need one user and one /proc: "
-                "use --link tcp"
+                f"cannot map the shared memory of process {pid}: {e}; agents that share memory "
+                "need one user and one /proc: use --link tcp"
             ) from e
         try:
             return cls(mine, nbytes)
@@ -186,7 +188,8 @@ class Ticket:
 class Board:
     """What the agents of one host share: barriers, slots for small tensors, and orders for large ones.
 
-    Created by the first agent, mapped by the others; used by each agent's trainer (``submit``, ``wait``) and courier (``serve``).
+    Created by the first agent, mapped by the others; used by each agent's trainer (``submit``, ``wait``) and courier
+    (``serve``).
     """
 
     def __init__(self, arena: Arena, rank: int, size: int) -> None:
@@ -229,7 +232,7 @@ class Board:
         return PeerLost(f"agent {self.rank} waited for agent {gone - 1}, which left", gone - 1)
 
     def allocate(self, nbytes: int) -> Arena:
-        """Memory for this agent's tensors, known to all by its number. Collective: all agents allocate in the same order."""
+        """Memory for this agent's tensors. Collective: all agents allocate in the same order."""
         number = len(self._arenas)
         if number >= _ARENAS:
             raise StrettoError(f"more than {_ARENAS} models in one run; prepare them in one call")
@@ -241,7 +244,7 @@ class Board:
         return arena
 
     def submit(self, x: Tensor, scale: float) -> Ticket:
-        """Begin ``x = scale * sum over agents of x`` (1-d, in an arena of ours). All agents submit in the same order."""
+        """Begin ``x = scale * sum over agents of x`` (1-d, in an arena of ours), in the same order everywhere."""
         nbytes = x.numel() * x.element_size()
         large = nbytes > SMALL
         number = self._numbers[large] = self._numbers[large] + 1

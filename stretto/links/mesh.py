@@ -107,7 +107,9 @@ class Mesh:
         for c in self._peers.values():
             for i, n in enumerate((c.sent, c.received, *on_wire(c))):
                 sums[i] += n
-        return Totals(*sums, connections=sum(c.sock is not None for c in self._peers.values()))
+        sent, received, wire_sent, wire_received = sums
+        open_now = sum(c.sock is not None for c in self._peers.values())
+        return Totals(sent, received, wire_sent, wire_received, open_now)
 
     def bye(self) -> None:
         """Tell the peers that this agent leaves on purpose, and send no more."""

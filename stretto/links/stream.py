@@ -1,6 +1,7 @@
-"""One peer's byte stream (TCP, TLS or Unix): what is queued to leave, and frames read straight to where they are awaited.
+"""One peer's byte stream (TCP, TLS or Unix): what is queued to leave, and frames read to where they are awaited.
 
-Queued header and tensor memory is written uncopied; what a turn of the loop queued for one peer leaves in one ``sendmsg``.
+Queued header and tensor memory is written uncopied; what a turn of the loop queued for one peer leaves in one
+``sendmsg``.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class Connection:
             return
         receipt, self._receipt = self._receipt, None
         channel = self.mesh.link(frame.channel)
-        if receipt is not None:
+        if receipt is not None and receipt.into is not None:
             channel.taken(self.peer, frame.length)
             receipt.complete(Message(self.peer, (receipt.into,)))
         else:

@@ -2,10 +2,10 @@
 
     kind u8 · tensors u8 · descriptor length u16 · tag u32 · channel u64 · body length u64 · descriptor · body
 
-A descriptor gives each tensor as dtype u8, dimensions u8, then each size as u64. :class:`FrameReader` does no I/O: it says where the
-next bytes should be read to (``space``), and is told how many came (``advance``). Small frames pass through a staging buffer
-so that one read takes many; the body of a large one goes directly to the memory that its receiver named. Every length is
-checked before memory is taken.
+A descriptor gives each tensor as dtype u8, dimensions u8, then each size as u64. :class:`FrameReader` does no I/O: it
+says where the next bytes should be read to (``space``), and is told how many came (``advance``). Small frames pass
+through a staging buffer so that one read takes many; the body of a large one goes directly to the memory that its
+receiver named. Every length is checked before memory is taken.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def view_of(x: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, shared."""
     if x.numel() == 0:
         return memoryview(b"")
-    return memoryview(x.detach().reshape(-1).view(torch.uint8).numpy())
+    return x.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
 def control(kind: int, channel: int = 0, amount: int = 0) -> bytes:

@@ -8,10 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from stretto.text import named
 from stretto.core import Network
+from stretto.text import named
 from stretto.topologies.graph import MESSAGE, Cost, Trees
-
 
 WHOLE = 128 * 1024
 """Bytes up to which whole tensors are doubled: twice the hops saved outweigh the bytes."""
@@ -20,7 +19,7 @@ WHOLE = 128 * 1024
 @named("butterfly", kind="topology")
 @dataclass(frozen=True)
 class Butterfly(Cost):
-    """2 log2(n) hops at the ring's bandwidth when n is a power of two; log2(n) hops for tensors of up to ``WHOLE`` bytes.
+    """2 log2(n) hops at the ring's bandwidth when n is a power of two; log2(n) hops up to ``WHOLE`` bytes.
 
     With p the largest power of two up to n, tree i is binomial: an agent's parent agrees with root i in one more of the
     leading bits. Agents from p on hang below the one p before them, which then carry the whole buffer once more. Small

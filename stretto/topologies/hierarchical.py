@@ -30,7 +30,7 @@ class Hierarchical(Cost):
     kind: ClassVar[str] = "topology"
 
     def graph(self, hosts: tuple[int, ...]) -> Trees:
-        return _hierarchical(self.inside, self.across, hosts)  # type: ignore[arg-type]  # every part is hashable
+        return _hierarchical(self.inside, self.across, hosts)
 
 
 @lru_cache(maxsize=16)

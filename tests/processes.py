@@ -1,0 +1,206 @@
+"""Real agents for tests: each a forked process with the real rendezvous, courier and link; none outlives its call.
+
+    agents(4, train, steps, link="shm")     # train(agent, steps) in each; what it returns, by rank
+
+Each agent is the leader of a process group, so that its courier ends with it; whoever is still there at the deadline writes its
+stack, is killed, and is named.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import msgspec
+import psutil
+import pytest
+import torch
+
+from stretto import errors
+from stretto.errors import PeerLost
+from stretto.launch.join import join
+from stretto.membership import Coordinator
+
+SECRET = "a secret of the tests"
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """An agent that ended without a result: by this signal, or with this exit code."""
+
+    signal: int = 0
+    code: int = 0
+
+
+@dataclass(slots=True)
+class _Child:
+    rank: int
+    pid: int
+    pipe: int
+    raw: bytearray = field(default_factory=bytearray)
+    status: int | None = None
+
+
+def agents(
+    size: int,
+    function: Callable[..., Any],
+    *args: Any,
+    link: str = "tcp",
+    deadline: float = 60.0,
+    keep_errors: bool = False,
+    environ: Mapping[str, str] | None = None,
+) -> list[Any]:
+    """``function(agent, *args)`` in ``size`` processes; what each returned (of msgpack's types), by rank.
+
+    The first error by rank is raised, one that is no consequence of another's if there is one; with ``keep_errors`` errors, and
+    :class:`Died`, are among the results. An agent that does not end within ``deadline`` seconds fails the test.
+    """
+    coordinator = Coordinator(size, SECRET, "127.0.0.1")
+    children: list[_Child] = []
+    try:
+        for rank in range(size):
+            env = {
+                "STRETTO_COORDINATOR": coordinator.address,
+                "STRETTO_RANK": str(rank),
+                "STRETTO_SIZE": str(size),
+                "STRETTO_SECRET": SECRET,
+                "STRETTO_LINK": link,
+                **(environ or {}),
+            }
+            children.append(_fork(rank, env, function, args))
+        coordinator.start()
+        hung = _collect(children, time.monotonic() + deadline)
+    finally:
+        _kill(children)
+        coordinator.close()
+    if hung:
+        pytest.fail(f"agents {hung} did not end within {deadline:g} s (link {link}); their stacks are in stderr")
+    results = [_result(child) for child in children]
+    failed = [r for r in results if isinstance(r, BaseException | Died)]
+    if failed and not keep_errors:
+        first = min(failed, key=lambda r: isinstance(r, PeerLost))
+        raise first if isinstance(first, BaseException) else AssertionError(f"agents ended without a word: {results}")
+    return results
+
+
+def _fork(rank: int, env: Mapping[str, str], function: Callable[..., Any], args: Sequence[Any]) -> _Child:
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _live(env, writing, function, args)
+    os.close(writing)
+    return _Child(rank, pid, reading)
+
+
+def _live(env: Mapping[str, str], pipe: int, function: Callable[..., Any], args: Sequence[Any]) -> NoReturn:
+    """The whole life of one agent's process."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        os.closerange(3, pipe)
+        os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 65536 else 65536)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+        faulthandler.register(signal.SIGUSR1, sys.stderr, chain=False)
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        answer: tuple[Any, ...]
+        try:
+            with join(environ=env) as agent:
+                answer = ("ok", function(agent, *args))
+        except Exception as e:
+            answer = ("error", type(e).__name__, str(e), getattr(e, "peer", -1))
+        with os.fdopen(pipe, "wb") as out:
+            out.write(msgspec.msgpack.encode(answer))
+        code = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _collect(children: Sequence[_Child], ends: float) -> list[int]:
+    """Read every pipe to its end, and await every process; the ranks of those that are late."""
+    open_ = {child.pipe: child for child in children}
+    while open_ and time.monotonic() < ends:
+        for pipe in select.select(list(open_), [], [], 0.2)[0]:
+            data = os.read(pipe, 1 << 20)
+            if data:
+                open_[pipe].raw += data
+            else:
+                os.close(pipe)
+                del open_[pipe]
+    while time.monotonic() < ends and not all(_over(child) for child in children):
+        time.sleep(0.005)
+    hung = [child.rank for child in children if not _over(child)]
+    for pipe in open_:
+        os.close(pipe)
+    if hung:
+        _show_stacks(children)
+    return hung
+
+
+def _over(child: _Child) -> bool:
+    """Whether the agent and everything it started have ended; its courier may take a moment longer than itself."""
+    if child.status is None:
+        pid, status = os.waitpid(child.pid, os.WNOHANG)
+        if pid:
+            child.status = status
+    return child.status is not None and not in_group(child.pid)
+
+
+def in_group(group: int) -> list[psutil.Process]:
+    """Living processes of a process group."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return []
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def _show_stacks(children: Sequence[_Child]) -> None:
+    for child in children:
+        for process in in_group(child.pid):
+            print(f"-- agent {child.rank}, process {process.pid}:", file=sys.stderr, flush=True)
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(0.2)
+
+
+def _kill(children: Sequence[_Child]) -> None:
+    for child in children:
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        if child.status is None:
+            _, child.status = os.waitpid(child.pid, 0)
+
+
+def _result(child: _Child) -> Any:
+    assert child.status is not None
+    if not child.raw:
+        return Died(os.WTERMSIG(child.status) if os.WIFSIGNALED(child.status) else 0, child.status >> 8)
+    kind, *rest = msgspec.msgpack.decode(bytes(child.raw))
+    if kind == "ok":
+        return rest[0]
+    name, words, peer = rest
+    if name == "PeerLost":
+        return PeerLost(words, peer)
+    known = getattr(errors, name, None)
+    return known(words) if isinstance(known, type) else RuntimeError(f"{name}: {words}")
