@@ -220,10 +220,10 @@ class Agent:
         """Does shared memory itself do this strategy's averages?"""
         exchange = strategy.exchange
         topology = exchange.topology if isinstance(exchange, AllReduce) else None
-        if isinstance(topology, Native) and not self._shared and self.size > 1:
+        if isinstance(topology, Native) and self.link not in ("shm", "c10d") and self.size > 1:
             raise UsageError(
                 f"{strategy} asks for an all-reduce of the link's own, and the {self.link} link has none: "
-                "use link shm, or another topology"
+                "use link shm or c10d, or another topology"
             )
         return self._shared and isinstance(topology, Native | Auto)
 

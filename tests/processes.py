@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NoReturn
 
 import msgspec
@@ -62,6 +63,7 @@ def agents(
     The first error by rank is raised, one that is no consequence of another's if there is one; with ``keep_errors`` errors, and
     :class:`Died`, are among the results. An agent that does not end within ``deadline`` seconds fails the test.
     """
+    _warm_up()
     coordinator = Coordinator(size, SECRET, "127.0.0.1")
     children: list[_Child] = []
     try:
@@ -88,6 +90,13 @@ def agents(
         first = min(failed, key=lambda r: isinstance(r, PeerLost))
         raise first if isinstance(first, BaseException) else AssertionError(f"agents ended without a word: {results}")
     return results
+
+
+@cache
+def _warm_up() -> None:
+    """What torch imports at the first optimizer takes a second: once here rather than in every agent."""
+    torch.set_num_threads(1)
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
 
 
 def _fork(rank: int, env: Mapping[str, str], function: Callable[..., Any], args: Sequence[Any]) -> _Child:

@@ -82,7 +82,7 @@ class _Errands:
     def __init__(self, place: Place, pair: socket.socket, trainer: int) -> None:
         self._place, self._pair, self._trainer = place, pair, trainer
         self._loop = Loop()
-        self._mesh = Mesh(self._loop, place.rank, place.epoch, self._dial)
+        self._mesh = self._make_mesh()
         self._mesh.network = place.network
         self._switchboard = Switchboard(
             self._loop,
@@ -103,11 +103,19 @@ class _Errands:
         self._over = False
         self._reasons: dict[int, str] = {}
 
+    def _make_mesh(self) -> Mesh:
+        if self._place.link != "c10d":
+            return Mesh(self._loop, self._place.rank, self._place.epoch, self._dial)
+        from stretto.links import c10d  # noqa: PLC0415  (torch.distributed is loaded where it is asked for)
+
+        groups = c10d.Groups(self._place.rank, self._place.epoch, self._place.listeners[0].fileno())
+        return c10d.GroupMesh(self._loop, self._place.rank, self._place.epoch, groups)
+
     def _dial(self, peer: int) -> None:
         self._switchboard.dial(peer)
 
     def run(self) -> None:
-        for listener in self._place.listeners:
+        for listener in self._place.listeners if self._place.link != "c10d" else ():
             self._switchboard.answer(listener)
         self._loop.watch(self._pair.fileno(), select.EPOLLIN, self._hear_trainer)
         self._place.coordinator.setblocking(False)

@@ -19,4 +19,5 @@ class Place:
     secret: str
     coordinator: socket.socket
     listeners: tuple[socket.socket, ...]
+    link: str = "tcp"
     board: Board | None = None

@@ -58,7 +58,7 @@ class Courier:
         self.scratch = self.allocate(SCRATCH)
 
     def allocate(self, nbytes: int) -> Tensor:
-        """Zeroed memory (uint8) that the courier sees. Where agents share memory it is collective: all in the same order."""
+        """Zeroed memory (uint8) that the courier sees. Where agents share memory it is collective, in one order."""
         board = self._place.board
         arena = board.allocate(nbytes) if board is not None else Arena.create(nbytes)
         self._arenas.append(arena)
@@ -174,7 +174,7 @@ class Courier:
         raw = self._socket.recv(LONGEST)
         if not raw:
             raise StrettoError(f"agent {self._place.rank}'s courier ended without a word; was it killed?")
-        answer = read_answer(raw)
+        answer: Answer = read_answer(raw)
         if not isinstance(answer, Counted):
             self._answers[answer.number] = answer
         return answer

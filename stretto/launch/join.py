@@ -57,6 +57,17 @@ def _host_coordinator(identity: Identity) -> Coordinator:
 
 
 def _enter(identity: Identity, link: str, address: str, secret: str, coordinator: Coordinator | None) -> Agent:
+    place, chosen = arrive(identity, link, address, secret)
+    return Agent(place, link=chosen, hosted=coordinator)
+
+
+def arrive(identity: Identity, link: str, address: str, secret: str) -> tuple[Place, str]:
+    """Enter the epoch that the coordinator at ``address`` calls: all that a courier needs there, and the link chosen.
+
+    Raises:
+        UsageError: the link cannot be had here.
+        NetworkError: the coordinator or the others cannot be reached.
+    """
     tcp = listen_tcp()
     unix, unix_address = listen_unix()
     memory = Arena.create(Board.nbytes(identity.size))
@@ -78,9 +89,9 @@ def _enter(identity: Identity, link: str, address: str, secret: str, coordinator
     chosen = choose(link, entry.epoch)
     place = Place(entry.rank, entry.epoch, entry.network, secret, entry.sock, (tcp, unix))
     if chosen == "shm":
-        return Agent(replace(place, board=_board(entry, memory)), link=chosen, hosted=coordinator)
+        return replace(place, board=_board(entry, memory)), chosen
     memory.close()
-    return Agent(place, link=chosen, hosted=coordinator)
+    return place, chosen
 
 
 def choose(link: str, epoch: Epoch) -> str:

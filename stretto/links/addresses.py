@@ -60,7 +60,7 @@ def is_here(host: str) -> bool:
     except OSError:
         return False
     mine = {ip for entries in own().values() for ip in entries}
-    return all(ip in mine or _is_local(ip) for ip in ips)
+    return all(ip in mine or is_loopback(ip) for ip in ips)
 
 
 def candidates(toward: str | None = None, interface: str | None = None) -> tuple[str, ...]:
@@ -112,10 +112,11 @@ def _leading(toward: str) -> str | None:
 
 def _uselessness(entry: tuple[str, str]) -> tuple[bool, bool, bool, str]:
     name, ip = entry
-    return _is_local(ip), name.startswith(_BRIDGES), ":" in ip, name
+    return is_loopback(ip), name.startswith(_BRIDGES), ":" in ip, name
 
 
-def _is_local(ip: str) -> bool:
+def is_loopback(ip: str) -> bool:
+    """Does ``ip`` lead only to this machine (or, unspecified, to any)?"""
     value = ipaddress.ip_address(ip)
     return value.is_loopback or value.is_unspecified
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from stretto.core import ANY, Epoch, Network
 from stretto.errors import PeerLost, ProtocolError
-from stretto.links import wire
 from stretto.links.channel import StreamLink
 from stretto.links.loop import Loop
-from stretto.links.stream import Connection, on_wire
+from stretto.links.stream import Connection, Peer
 
 MOST_CHANNELS = 4096
 
@@ -33,12 +32,14 @@ class Mesh:
     ``dial(peer)`` starts making the connection to a peer, in the background, and ends in :meth:`adopt` or :meth:`lose`.
     """
 
+    link_type: type[StreamLink] = StreamLink
+
     def __init__(self, loop: Loop, rank: int, epoch: Epoch, dial: Callable[[int], None]) -> None:
         self.loop, self.rank, self.epoch = loop, rank, epoch
         self.size, self.hosts = epoch.size, epoch.hosts
         self.network = Network()
         self._dial = dial
-        self._peers: dict[int, Connection] = {}
+        self._peers: dict[int, Peer] = {}
         self._links: dict[int, StreamLink] = {}
         self._lost: dict[int, PeerLost] = {}
         self._past = [0, 0, 0, 0]
@@ -49,7 +50,7 @@ class Mesh:
         if link is None:
             if len(self._links) >= MOST_CHANNELS:
                 raise ProtocolError(f"more than {MOST_CHANNELS} exchanges at once")
-            link = self._links[number] = StreamLink(self, number)
+            link = self._links[number] = self.link_type(self, number)
         return link
 
     def forget(self, number: int) -> None:
@@ -62,20 +63,23 @@ class Mesh:
         if channel is not None:
             channel.credit(peer, amount)
 
-    def reach(self, peer: int) -> Connection | None:
+    def reach(self, peer: int) -> Peer | None:
         """The connection to ``peer``, dialled if need be; None when it is lost."""
         connection = self._peers.get(peer)
         if connection is None:
             if peer in self._lost:
                 return None
-            connection = self._peers[peer] = Connection(self, peer)
-            self._dial(peer)
+            connection = self._peers[peer] = self._meet(peer)
         return connection
+
+    def _meet(self, peer: int) -> Peer:
+        self._dial(peer)
+        return Connection(self, peer)
 
     def adopt(self, peer: int, sock: socket.socket) -> None:
         """A proven connection to ``peer`` is there."""
         connection = self._peers.setdefault(peer, Connection(self, peer))
-        if connection.sock is not None or peer in self._lost:
+        if not isinstance(connection, Connection) or connection.is_open or peer in self._lost:
             sock.close()
             return
         connection.open(sock)
@@ -98,27 +102,23 @@ class Mesh:
         for channel in list(self._links.values()):
             channel.lose(peer, error)
 
-    def _count(self, connection: Connection) -> None:
-        for i, n in enumerate((connection.sent, connection.received, *on_wire(connection))):
+    def _count(self, connection: Peer) -> None:
+        for i, n in enumerate((connection.sent, connection.received, *connection.wire_bytes())):
             self._past[i] += n
 
     def totals(self) -> Totals:
         sums = list(self._past)
         for c in self._peers.values():
-            for i, n in enumerate((c.sent, c.received, *on_wire(c))):
+            for i, n in enumerate((c.sent, c.received, *c.wire_bytes())):
                 sums[i] += n
         sent, received, wire_sent, wire_received = sums
-        open_now = sum(c.sock is not None for c in self._peers.values())
+        open_now = sum(c.is_open for c in self._peers.values())
         return Totals(sent, received, wire_sent, wire_received, open_now)
 
     def bye(self) -> None:
         """Tell the peers that this agent leaves on purpose, and send no more."""
         for c in list(self._peers.values()):
-            if c.sock is not None:
-                c.queue([memoryview(wire.control(wire.BYE))], None)
-                c.flush()
-            if c.sock is not None:
-                socket.socket.shutdown(c.sock, socket.SHUT_WR)
+            c.goodbye()
 
     def close(self) -> None:
         for c in self._peers.values():

@@ -10,6 +10,7 @@ import select
 import socket
 import ssl
 import struct
+from abc import ABC, abstractmethod
 from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -28,18 +29,75 @@ _TCP_INFO_BYTES = 232
 _HEADERS = 66
 
 
-class Connection:
-    """One peer's stream: queued sends, a frame reader, counters. ``sock`` is None until dialled."""
+class Peer(ABC):
+    """One peer of a mesh, over whatever carries bytes: frames that arrive go to the link they belong to."""
 
     def __init__(self, mesh: Mesh, peer: int) -> None:
         self.mesh, self.peer = mesh, peer
-        self.sock: socket.socket | None = None
-        self._queue: deque[tuple[memoryview, StreamLink | None]] = deque()
-        self._reader = wire.FrameReader(self._place)
-        self._writing = False
-        self._receipt: Receipt | None = None
+        self.reader = wire.FrameReader(self._place)
         self.sent = self.received = 0
         self.said_goodbye = False
+        self._receipt: Receipt | None = None
+
+    @property
+    @abstractmethod
+    def is_open(self) -> bool: ...
+
+    @abstractmethod
+    def queue(self, views: list[memoryview], channel: StreamLink | None) -> None:
+        """Send these bytes in order; ``channel.left()`` is called once for each view that is out of our hands."""
+
+    @abstractmethod
+    def goodbye(self) -> None:
+        """Say that this agent leaves on purpose; nothing is sent after."""
+
+    @abstractmethod
+    def wire_bytes(self) -> tuple[int, int]:
+        """(sent, received) as the system counts them, headers and all."""
+
+    def close(self, error: PeerLost | None = None) -> None:
+        """Send and take no more; a body that was half read fails its receive with ``error``."""
+        if self._receipt is not None:
+            self._receipt.complete(error=error)
+            self._receipt = None
+
+    def ended(self) -> None:
+        """The peer sends no more."""
+        self.mesh.lose(self.peer, "it left" if self.said_goodbye else "its connection closed")
+
+    def _place(self, frame: wire.Frame) -> memoryview | None:
+        channel = self.mesh.link(frame.channel)
+        self._receipt = channel.claim(self.peer, frame)
+        return self._receipt.memory if self._receipt is not None else None
+
+    def take(self, frame: wire.Frame, body: bytearray | memoryview) -> None:
+        if frame.kind == wire.CREDIT:
+            self.mesh.credit(self.peer, frame.channel, frame.tag << 10)
+            return
+        if frame.kind == wire.BYE:
+            self.said_goodbye = True
+            return
+        receipt, self._receipt = self._receipt, None
+        channel = self.mesh.link(frame.channel)
+        if receipt is not None and receipt.into is not None:
+            channel.taken(self.peer, frame.length)
+            receipt.complete(Message(self.peer, (receipt.into,)))
+        else:
+            channel.deliver(self.peer, frame, body)
+
+
+class Connection(Peer):
+    """A peer behind a socket, which is None until dialled."""
+
+    def __init__(self, mesh: Mesh, peer: int) -> None:
+        super().__init__(mesh, peer)
+        self.sock: socket.socket | None = None
+        self._queue: deque[tuple[memoryview, StreamLink | None]] = deque()
+        self._writing = False
+
+    @property
+    def is_open(self) -> bool:
+        return self.sock is not None
 
     def open(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -106,15 +164,15 @@ class Connection:
         frames = 0
         try:
             while frames < _READ_FRAMES:
-                space = self._reader.space()
+                space = self.reader.space()
                 count = self.sock.recv_into(space)
                 if not count:
-                    self._ended()
+                    self.ended()
                     return
                 self.received += count
-                for frame, body in self._reader.advance(count):
+                for frame, body in self.reader.advance(count):
                     frames += 1
-                    self._take(frame, body)
+                    self.take(frame, body)
                 if count < len(space) and not isinstance(self.sock, ssl.SSLSocket):
                     return
             if isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
@@ -133,54 +191,37 @@ class Connection:
     def _ended(self) -> None:
         self.mesh.lose(self.peer, "it left" if self.said_goodbye else "its connection closed")
 
-    def _place(self, frame: wire.Frame) -> memoryview | None:
-        channel = self.mesh.link(frame.channel)
-        self._receipt = channel.claim(self.peer, frame)
-        return self._receipt.memory if self._receipt is not None else None
-
-    def _take(self, frame: wire.Frame, body: bytearray | memoryview) -> None:
-        if frame.kind == wire.CREDIT:
-            self.mesh.credit(self.peer, frame.channel, frame.tag << 10)
-            return
-        if frame.kind == wire.BYE:
-            self.said_goodbye = True
-            return
-        receipt, self._receipt = self._receipt, None
-        channel = self.mesh.link(frame.channel)
-        if receipt is not None and receipt.into is not None:
-            channel.taken(self.peer, frame.length)
-            receipt.complete(Message(self.peer, (receipt.into,)))
-        else:
-            channel.deliver(self.peer, frame, body)
+    def goodbye(self) -> None:
+        if self.sock is not None:
+            self.queue([memoryview(wire.control(wire.BYE))], None)
+            self.flush()
+        if self.sock is not None:
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)
 
     def close(self, error: PeerLost | None = None) -> None:
-        """Drop the stream; a body that was half read fails its receive with ``error``."""
         if self.sock is not None:
             self.mesh.loop.forget(self.sock.fileno())
             self.sock.close()
             self.sock = None
-        if self._receipt is not None:
-            self._receipt.complete(error=error)
-            self._receipt = None
+        super().close(error)
         while self._queue:
             _, channel = self._queue.popleft()
             if channel is not None:
                 channel.left()
 
+    def wire_bytes(self) -> tuple[int, int]:
+        """TCP/IP and Ethernet headers and retransmissions included, from the kernel's TCP_INFO (tcp(7)); zero for Unix.
 
-def on_wire(connection: Connection) -> tuple[int, int]:
-    """(sent, received) bytes with TCP/IP and Ethernet headers and retransmissions, from the kernel's TCP_INFO (tcp(7)).
-
-    Fields of ``struct tcp_info`` (linux/tcp.h): segs_out/segs_in at 136/140, bytes_sent at 200, bytes_received at 128.
-    Headers are 14 + 20 + 32 bytes a segment (Ethernet, IPv4, TCP with timestamps). Zero for Unix sockets.
-    """
-    sock = connection.sock
-    if sock is None or sock.family == socket.AF_UNIX:
-        return 0, 0
-    raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    if len(raw) < 208:
-        return connection.sent, connection.received
-    (bytes_received,) = struct.unpack_from("=Q", raw, 128)
-    segments_out, segments_in = struct.unpack_from("=II", raw, 136)
-    (bytes_sent,) = struct.unpack_from("=Q", raw, 200)
-    return bytes_sent + segments_out * _HEADERS, bytes_received + segments_in * _HEADERS
+        Fields of ``struct tcp_info`` (linux/tcp.h): segs_out/segs_in at 136/140, bytes_sent at 200, bytes_received at
+        128. Headers are 14 + 20 + 32 bytes a segment (Ethernet, IPv4, TCP with timestamps).
+        """
+        sock = self.sock
+        if sock is None or sock.family == socket.AF_UNIX:
+            return 0, 0
+        raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        if len(raw) < 208:
+            return self.sent, self.received
+        (bytes_received,) = struct.unpack_from("=Q", raw, 128)
+        segments_out, segments_in = struct.unpack_from("=II", raw, 136)
+        (bytes_sent,) = struct.unpack_from("=Q", raw, 200)
+        return bytes_sent + segments_out * _HEADERS, bytes_received + segments_in * _HEADERS
