@@ -31,8 +31,8 @@ fuzz: $(STAMP)
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -k "fuzz"
 
 bench: $(STAMP)
-	@$(BIN)/stretto bench allreduce
-	@$(BIN)/stretto bench overlap
+	@mkdir -p docs/results
+	@$(BIN)/stretto bench all --folder docs/results
 
 docs: $(STAMP)
 	$(call say,doctests in docs and modules)

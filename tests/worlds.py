@@ -150,6 +150,8 @@ def _live(
         return lived
     finally:
         board.close()
+        loop.call(lambda: None)
+        loop.turn()  # what was handed over last is adopted, and so closed
         mesh.close()
         loop.close()
         listener.close()

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
+import importlib.util
 import os
 import secrets
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -27,7 +29,7 @@ import torch
 
 from stretto.agent import Agent
 from stretto.courier import Courier
-from stretto.errors import ScriptFailed, StrettoError
+from stretto.errors import ScriptFailed
 from stretto.launch.environment import Identity
 from stretto.launch.join import arrive
 from stretto.links.memory import Arena, Barrier
@@ -64,7 +66,7 @@ class Team:
         start = _rows_at(seat.size)
         rows = self._arena.bytes[start : start + 2 * seat.size * ROOM * 8].numpy().view(np.float64)
         self._rows = rows.reshape(2, seat.size, ROOM)
-        self._number = 0
+        self._number = self._gathered = 0
 
     def barrier(self) -> None:
         self._number += 1
@@ -73,12 +75,10 @@ class Team:
 
     def gather(self, values: Sequence[float]) -> list[list[float]]:
         """What each gave, by rank, at most :data:`ROOM` numbers. All call it."""
-        rows = self._rows[self._number % 2]
+        self._gathered += 1
+        rows = self._rows[self._gathered % 2]  # the other ones may still be read
         rows[self.rank, : len(values)] = values
         self.barrier()
-        self._number += 1  # the next one uses the other rows, also if a barrier comes between
-        self._barrier.arrive(self._number)
-        self._barrier.wait(self._number)
         return [[float(x) for x in row[: len(values)]] for row in rows]
 
     def tell(self, found: Any) -> None:
@@ -86,15 +86,18 @@ class Team:
         if self.rank == 0:
             os.write(self._out, msgspec.json.encode(found) + b"\n")
 
+    def leave_at_once(self) -> NoReturn:
+        """End this process without a word to anybody but the launcher."""
+        os._exit(0)
+
     def agent(self, name: str, link: str) -> Agent:
         """Join as a user's script does; ``name`` is one of the epochs the launcher was asked for."""
-        place, chosen = arrive(self._identity(), link, self._seat.coordinators[name], self._seat.secret)
-        return Agent(place, link=chosen)
+        place = arrive(self._identity(), link, self._seat.coordinators[name], self._seat.secret)
+        return Agent(place, link=place.link)
 
     def courier(self, name: str, link: str) -> Courier:
         """The same without an agent around it: a courier, and the network measured as ``prepare()`` does."""
-        place, _ = arrive(self._identity(), link, self._seat.coordinators[name], self._seat.secret)
-        courier = Courier(place)
+        courier = Courier(arrive(self._identity(), link, self._seat.coordinators[name], self._seat.secret))
         courier.measure()
         return courier
 
@@ -137,11 +140,14 @@ def run(
         stack.callback(os.close, out)
         for coordinator in coordinators.values():
             stack.enter_context(coordinator)
-        yield from _lines(out)
-        for process in processes:
-            code = process()
-            if code:
-                raise ScriptFailed(f"a process of the benchmark ended with {code}; see above what it said")
+        yield from _lines(out, processes)
+
+
+def free_port() -> int:
+    """A port of loopback that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @cache
@@ -192,7 +198,6 @@ def _by_mpi(seat: Seat, work: Work) -> tuple[int, list[_Process]]:
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMPI_MCA_mpi_warn_on_fork": "0",
-        "OMPI_MCA_btl_vader_single_copy_mechanism": "none" if os.geteuid() else "cma",
     }
     out, into = os.pipe()
     command = ["mpirun", "-n", str(seat.size), "--oversubscribe", "--bind-to", "none", sys.executable, "-m", __name__]
@@ -229,13 +234,33 @@ def _be_member(seat: Seat, rank: int, out: int, work: Work, parent: int) -> NoRe
         os._exit(code)
 
 
-def _lines(out: int) -> Iterator[Any]:
-    """What is told, until nobody can tell any more."""
-    rest = b""
-    while data := os.read(out, 1 << 16):
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            yield msgspec.json.decode(line)
+def _lines(out: int, processes: Sequence[_Process]) -> Iterator[Any]:
+    """What is told, until all have ended; a process that fails ends it for all."""
+    poll = select.poll()
+    poll.register(out, select.POLLIN)
+    running = {os.pidfd_open(p.pid): p for p in processes}
+    for fd in running:
+        poll.register(fd, select.POLLIN)
+    rest, telling = b"", True
+    try:
+        while telling or running:
+            for fd, _ in poll.poll():
+                if fd == out:
+                    data = os.read(out, 1 << 16)
+                    *lines, rest = (rest + data).split(b"\n")
+                    yield from map(msgspec.json.decode, lines)
+                    if not data:
+                        poll.unregister(out)
+                        telling = False
+                else:
+                    poll.unregister(fd)
+                    code = running.pop(fd)()
+                    os.close(fd)
+                    if code:
+                        raise ScriptFailed(f"a process of the benchmark ended with {code}; see above what it said")
+    finally:
+        for fd in running:
+            os.close(fd)
 
 
 def _end(processes: Sequence[_Process]) -> None:

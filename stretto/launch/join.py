@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+import torch
+
 from stretto.agent import Agent
 from stretto.core import Epoch
 from stretto.courier import Place
@@ -57,12 +59,12 @@ def _host_coordinator(identity: Identity) -> Coordinator:
 
 
 def _enter(identity: Identity, link: str, address: str, secret: str, coordinator: Coordinator | None) -> Agent:
-    place, chosen = arrive(identity, link, address, secret)
-    return Agent(place, link=chosen, hosted=coordinator)
+    place = arrive(identity, link, address, secret)
+    return Agent(place, link=place.link, hosted=coordinator)
 
 
-def arrive(identity: Identity, link: str, address: str, secret: str) -> tuple[Place, str]:
-    """Enter the epoch that the coordinator at ``address`` calls: all that a courier needs there, and the link chosen.
+def arrive(identity: Identity, link: str, address: str, secret: str) -> Place:
+    """Enter the epoch that the coordinator at ``address`` calls: all that a courier needs to know to serve there.
 
     Raises:
         UsageError: the link cannot be had here.
@@ -87,11 +89,12 @@ def arrive(identity: Identity, link: str, address: str, secret: str) -> tuple[Pl
         say=_say,
     )
     chosen = choose(link, entry.epoch)
-    place = Place(entry.rank, entry.epoch, entry.network, secret, entry.sock, (tcp, unix))
+    _share_cores(entry)
+    place = Place(entry.rank, entry.epoch, entry.network, secret, entry.sock, (tcp, unix), chosen)
     if chosen == "shm":
-        return replace(place, board=_board(entry, memory)), chosen
+        return replace(place, board=_board(entry, memory))
     memory.close()
-    return place, chosen
+    return place
 
 
 def choose(link: str, epoch: Epoch) -> str:
@@ -113,6 +116,19 @@ def choose(link: str, epoch: Epoch) -> str:
 
 def _ranks_by_host(epoch: Epoch) -> Sequence[list[int]]:
     return [[r for r, h in enumerate(epoch.hosts) if h == host] for host in sorted(set(epoch.hosts))]
+
+
+def _share_cores(entry: Entry) -> None:
+    """Agents that each compute with all cores of one machine are slower than one; only torchrun sees to that itself."""
+    here = entry.epoch.hosts.count(entry.epoch.hosts[entry.rank])
+    fair = max(1, len(os.sched_getaffinity(0)) // here)
+    if here > 1 and torch.get_num_threads() > fair:
+        if entry.rank == entry.epoch.hosts.index(entry.epoch.hosts[entry.rank]):
+            _say(
+                f"{here} agents share this machine, so each computes with {fair} of {torch.get_num_threads()} threads; "
+                "call torch.set_num_threads after stretto.join() for another number"
+            )
+        torch.set_num_threads(fair)
 
 
 def _board(entry: Entry, mine: Arena) -> Board:

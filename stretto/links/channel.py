@@ -54,7 +54,7 @@ class StreamLink:
         self._untaken: dict[int, int] = {}
         self._owed: dict[int, int] = {}
         self._lent: dict[int, int] = {}
-        self._drained: Waiter | None = None
+        self._drains: list[Waiter] = []
 
     @property
     def network(self) -> Network:
@@ -88,9 +88,10 @@ class StreamLink:
 
     def left(self) -> None:
         self.unsent -= 1
-        if not self.unsent and self._drained is not None:
-            drained, self._drained = self._drained, None
-            drained.complete()
+        if not self.unsent:
+            drains, self._drains = self._drains, []
+            for waiter in drains:
+                waiter.complete()
 
     def sleep(self, seconds: float) -> Waiter:
         return self.mesh.loop.sleep(seconds)
@@ -104,7 +105,7 @@ class StreamLink:
     def drain(self) -> Waiter:
         waiter = Waiter()
         if self.unsent:
-            self._drained = waiter
+            self._drains.append(waiter)
         else:
             waiter.complete()
         return waiter
@@ -121,7 +122,8 @@ class StreamLink:
             return receipt
         if src != ANY:
             self.mesh.reach(src)
-            self._lend(src)
+        for sender in list(self._untaken) if src == ANY else (src,):
+            self._lend(sender)
         self._posted.setdefault((src, tag), deque()).append(receipt)
         return receipt
 
@@ -176,7 +178,7 @@ class StreamLink:
                 return
         self._early.setdefault((src, frame.tag), deque()).append((message, frame.length))
         self._untaken[src] = self._untaken.get(src, 0) + frame.length
-        if any(k[0] == src for k in self._posted):
+        if any(k[0] in (src, ANY) for k in self._posted):
             self._lend(src)
 
     def taken(self, src: int, length: int) -> None:
@@ -204,8 +206,9 @@ class StreamLink:
             connection.queue([memoryview(wire.control(wire.CREDIT, self.number, kib))], None)
 
     def lose(self, src: int, error: PeerLost) -> None:
-        """Fail what waits for ``src``, and forget what was to go there."""
-        for key in [k for k in self._posted if k[0] in (src, ANY)]:
+        """Fail what waits for ``src`` (or for anyone, when nobody is left), and forget what was to go there."""
+        nobody = self.mesh.why_lost(ANY) is not None
+        for key in [k for k in self._posted if k[0] == src or (nobody and k[0] == ANY)]:
             for receipt in self._posted.pop(key):
                 receipt.complete(error=error)
         for _ in self._held.pop(src, ()):

@@ -104,7 +104,9 @@ class Switchboard:
         threading.Thread(target=self._reach, args=(peer,), daemon=True).start()
 
     def close(self) -> None:
-        self._open = False
+        """Hand no more connections over; those that are being made are dropped."""
+        with self._lock:
+            self._open = False
 
     def _welcome(self, raw: socket.socket) -> None:
         sock = raw
@@ -145,7 +147,9 @@ class Switchboard:
                     return
                 except (OSError, NetworkError) as e:
                     reasons.append(f"{address}: {e}")
-        self._loop.call(lambda: self._lose(peer, "no address of its answers: " + "; ".join(reasons)))
+        with self._lock:
+            if self._open:
+                self._loop.call(lambda: self._lose(peer, "no address of its answers: " + "; ".join(reasons)))
 
     def _introduce(self, peer: int, sock: socket.socket, address: str) -> None:
         try:
@@ -169,7 +173,11 @@ class Switchboard:
     def _hand_over(self, peer: int, sock: socket.socket) -> None:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._loop.call(lambda: self._adopt(peer, sock))
+        with self._lock:
+            if self._open:
+                self._loop.call(lambda: self._adopt(peer, sock))
+            else:
+                sock.close()
 
     def _handshake(self, peer: int, sock: socket.socket, *, dials: bool, who: str) -> Handshake:
         claim = Claim(Purpose.LINK, self._epoch, self._rank, peer)

@@ -56,11 +56,12 @@ class Waiter:
 class Task(Waiter):
     """A running coroutine; awaiting it gives what it returns."""
 
-    __slots__ = ("_coroutine", "_loop")
+    __slots__ = ("_awaits", "_coroutine", "_loop")
 
     def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any]) -> None:
         super().__init__()
         self._loop, self._coroutine = loop, coroutine
+        self._awaits: Waiter | None = None
 
     def resume(self, _: Waiter | None = None) -> None:
         self._loop.ready.append(self)
@@ -75,12 +76,42 @@ class Task(Waiter):
         except BaseException as e:
             self.complete(error=e)
         else:
+            self._awaits = waiter
             waiter.then(self.resume)
 
     def cancel(self) -> None:
+        """End it where it waits, and with it what it runs together."""
         if not self.done:
             self.done = True
+            if isinstance(self._awaits, Together):
+                self._awaits.cancel()
             self._coroutine.close()
+
+
+class Together(Waiter):
+    """Waits for all of some tasks: their results in order, or the first error, which ends the others."""
+
+    __slots__ = ("_left", "_tasks")
+
+    def __init__(self, tasks: list[Task]) -> None:
+        super().__init__()
+        self._tasks, self._left = tasks, len(tasks)
+        if not tasks:
+            self.complete([])
+        for task in tasks:
+            task.then(self._ended)
+
+    def _ended(self, task: Waiter) -> None:
+        self._left -= 1
+        if task.error is not None and not self.done:
+            self.cancel()
+            self.complete(error=task.error)
+        elif not self._left:
+            self.complete([t.value for t in self._tasks])
+
+    def cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
 
 
 class Loop:
@@ -105,25 +136,7 @@ class Loop:
 
     def together(self, coroutines: tuple[Coroutine[Any, Any, Any], ...]) -> Waiter:
         """A waiter for all of ``coroutines``: their results in order, or the first error, which ends the others."""
-        joined = Waiter()
-        tasks = [self.spawn(c) for c in coroutines]
-        left = len(tasks)
-
-        def finished(task: Waiter) -> None:
-            nonlocal left
-            left -= 1
-            if task.error is not None and not joined.done:
-                for t in tasks:
-                    t.cancel()
-                joined.complete(error=task.error)
-            elif not left:
-                joined.complete([t.value for t in tasks])
-
-        for t in tasks:
-            t.then(finished)
-        if not tasks:
-            joined.complete([])
-        return joined
+        return Together([self.spawn(c) for c in coroutines])
 
     def sleep(self, seconds: float) -> Waiter:
         waiter = Waiter()

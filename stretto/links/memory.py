@@ -229,6 +229,10 @@ class Board:
         gone = int(self._state[0])
         if not gone:
             return None
+        if gone - 1 == self.rank:
+            return PeerLost(
+                f"agent {self.rank}'s own courier process died, and the others went on without it", self.rank
+            )
         return PeerLost(f"agent {self.rank} waited for agent {gone - 1}, which left", gone - 1)
 
     def allocate(self, nbytes: int) -> Arena:

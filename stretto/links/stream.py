@@ -12,6 +12,7 @@ import ssl
 import struct
 from abc import ABC, abstractmethod
 from collections import deque
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -196,7 +197,8 @@ class Connection(Peer):
             self.queue([memoryview(wire.control(wire.BYE))], None)
             self.flush()
         if self.sock is not None:
-            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+            with suppress(OSError):  # the peer may have closed already
+                socket.socket.shutdown(self.sock, socket.SHUT_WR)
 
     def close(self, error: PeerLost | None = None) -> None:
         if self.sock is not None:

@@ -69,7 +69,7 @@ def control(kind: int, channel: int = 0, amount: int = 0) -> bytes:
 
 def encode(channel: int, tag: int, payload: Payload) -> tuple[bytes, list[memoryview], int]:
     """A data frame as (header, body views, body bytes). The views share the payload's memory."""
-    if len(payload) == 1 and payload[0].dim() == 1:
+    if len(payload) == 1 and payload[0].dim() == 1 and payload[0].is_contiguous():
         x = payload[0]
         n = x.numel()
         length = n * x.element_size()
