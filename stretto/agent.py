@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -75,7 +76,7 @@ class Agent:
         self._begin = time.monotonic()
         if self._courier is not None:
             self._courier.use(_NUMBERS, str(strategies.allreduce()), native=self._shared)
-            atexit.register(self.leave)
+            atexit.register(self._at_exit)
 
     def prepare(self, *objects: Any, strategy: Strategy | str = "allreduce", buffers: BufferRule = "mean") -> Any:
         """Give models and optimizers to the agent; the same objects come back, in the same order.
@@ -190,13 +191,21 @@ class Agent:
         )
 
     def leave(self) -> None:
-        """Go; the others are told. Done by itself when the process ends."""
+        """Go, having done one's part; the others are told. Done by itself when the process ends."""
+        self._go(failed=False)
+
+    def _at_exit(self) -> None:
+        self._go(failed=getattr(sys, "last_value", None) is not None)
+
+    def _go(self, *, failed: bool) -> None:
         if self._courier is not None:
-            self._courier.close()
+            self._courier.close(failed=failed)
             self._courier = None
-            atexit.unregister(self.leave)
+            atexit.unregister(self._at_exit)
         if self._hosted is not None:
-            while self._hosted.present():  # the others hear through it of each other until they have left too
+            while (
+                not failed and self._hosted.present()
+            ):  # the others hear through it of each other until they have left too
                 time.sleep(0.02)
             self._hosted.close()
             self._hosted = None
@@ -205,7 +214,7 @@ class Agent:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.leave()
+        self._go(failed=error is not None)
 
     def _sender(self, group: int) -> Callable[[int, Tensor], Callable[[], None]]:
         def send(bucket: int, x: Tensor) -> Callable[[], None]:

@@ -211,5 +211,9 @@ def _result(child: _Child) -> Any:
     name, words, peer = rest
     if name == "PeerLost":
         return PeerLost(words, peer)
-    known = getattr(errors, name, None)
-    return known(words) if isinstance(known, type) else RuntimeError(f"{name}: {words}")
+    kind = getattr(errors, name, None)
+    if not isinstance(kind, type):
+        return RuntimeError(f"{name}: {words}")
+    error: Exception = kind.__new__(kind)
+    error.args = (words,)
+    return error

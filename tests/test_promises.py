@@ -20,10 +20,10 @@ import torch
 import stretto
 import trainings
 from contracts.parts import graphs
-from processes import Died, agents
+from processes import agents
 from stretto.agent import Agent
 from stretto.core import Member
-from stretto.errors import Disagreement, PeerLost, UsageError
+from stretto.errors import NetworkError, UsageError
 from stretto.links import connect
 from stretto.links.connect import Switchboard, listen_tcp
 from stretto.links.handshake import ANYONE, Claim, Handshake, Purpose, prove
@@ -31,7 +31,6 @@ from stretto.links.loop import Loop
 from stretto.links.tls import make_certificate
 
 pytestmark = pytest.mark.network
-every_graph = pytest.mark.parametrize("topology", graphs(), ids=str)
 every_link = pytest.mark.parametrize("link", ["tcp", "shm"])
 WIDE = 200
 """A width whose gradients are large messages: more than a slot of shared memory."""
@@ -73,9 +72,10 @@ def test_all_agents_have_the_same_digest_at_every_step_of_a_longer_run(link: str
 # 2. Real = simulated
 
 
-@every_graph
+@pytest.mark.parametrize("topology", [t for t in graphs() if str(t) != "auto"], ids=str)
 @pytest.mark.parametrize("width", [32, WIDE])
 def test_real_processes_give_the_simulators_weights_bit_for_bit(topology: Any, width: int) -> None:
+    """(``auto`` chooses by what the network was measured to be, so it may choose otherwise in a simulated one.)"""
     strategy = f"allreduce(topology={topology})"
     real = train(3, strategy, "tcp", width=width)
     assert [life["digests"] for life in real] == trainings.simulated(3, strategy, 1, width)
@@ -214,7 +214,7 @@ def test_a_stranger_with_another_secret_does_not_disturb_a_run() -> None:
                     host, port = address.rsplit(":", 1)
                     with socket.create_connection((host, int(port))) as sock:
                         sock.settimeout(5)
-                        with pytest.raises(stretto.errors.NetworkError):  # type: ignore[attr-defined]
+                        with pytest.raises(NetworkError):
                             prove(sock, Handshake("wrong", Claim(Purpose.LINK, 1, 1, ANYONE), dials=True))
         return trainings.real(agent, "allreduce", 1, 32)
 

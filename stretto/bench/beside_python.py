@@ -46,7 +46,9 @@ def run(command: str, say: Callable[[str], None]) -> Section:
             times = ratio(busy, idle)
             goal = ("2 times", "yes" if times.median <= GOAL else "no") if name != GLOO else ("", "")
             what = "25 MB bucket"
-            cells.append((what, name, spread_text(spread(idle, 1e3)), spread_text(spread(busy, 1e3)), spread_text(times), *goal))
+            cells.append(
+                (what, name, spread_text(spread(idle, 1e3)), spread_text(spread(busy, 1e3)), spread_text(times), *goal)
+            )
             data.append({"what": what, "who": name, "idle": idle, "busy": busy})
             say(f"{name}: {1e3 * spread(idle).median:.1f} ms idle, {1e3 * spread(busy).median:.1f} ms beside Python")
     for link in LINKS:
@@ -57,7 +59,9 @@ def run(command: str, say: Callable[[str], None]) -> Section:
         say(f"{link}: a death was known {1e3 * max(late):.2f} ms after it was asked for, at worst")
     headers = ("what", "who", "idle, ms", "beside Python, ms", "times", "goal", "reached")
     about = "2 agents. Beside Python: the thread that began the exchange runs a loop of arithmetic until the result is there."
-    return Section(title="Exchange beside Python", command=command, about=about, headers=headers, cells=tuple(cells), data=data)
+    return Section(
+        title="Exchange beside Python", command=command, about=about, headers=headers, cells=tuple(cells), data=data
+    )
 
 
 def member(team: Team, ask: dict[str, Any]) -> None:
@@ -65,7 +69,9 @@ def member(team: Team, ask: dict[str, Any]) -> None:
     couriers = {link: team.courier(link, link) for link in LINKS}
     gloo = Gloo(team, ask["port"])
     begins: dict[str, Begin] = {name: _beginner(c, name) for name, c in couriers.items()} | {GLOO: gloo.begin}
-    tensors = {name: c.allocate(BUCKET).view(torch.float32) for name, c in couriers.items()} | {GLOO: gloo.room(BUCKET // 4)}
+    tensors = {name: c.allocate(BUCKET).view(torch.float32) for name, c in couriers.items()} | {
+        GLOO: gloo.room(BUCKET // 4)
+    }
     results = dict.fromkeys(LINKS, 0.5) | {GLOO: 1.0}
 
     def idle(name: str) -> None:

@@ -36,7 +36,9 @@ def run(command: str, say: Callable[[str], None]) -> Section:
         small, large = found
         copies = (large["grown"] - small["grown"]) / (large["gradients"] - small["gradients"])
         for f in found:
-            cells.append((link, number(f["gradients"] / MB), number(f["bare"] / MB), number(f["grown"] / MB), "", "", ""))
+            cells.append(
+                (link, number(f["gradients"] / MB), number(f["bare"] / MB), number(f["grown"] / MB), "", "", "")
+            )
         cells.append((link, "slope", "", "", number(copies), f"{GOAL:g}", "yes" if copies <= GOAL else "no"))
         data.append({"link": link, "copies": copies, "found": found})
         say(f"{link}: {copies:.2f} extra copies of the gradients")
@@ -62,6 +64,7 @@ def member(team: Team, ask: dict[str, Any]) -> None:
     _forget_peak()
     train()
     bare = _field(os.getpid(), "VmHWM")
+    optimizer.zero_grad()
     before = _children()
     agent = team.agent(ask["link"], ask["link"])
     courier = (_children() - before).pop()

@@ -72,16 +72,33 @@ def run(command: str, say: Callable[[str], None]) -> Section:
     cells: list[tuple[str, ...]] = []
     data: list[dict[str, Any]] = []
     for naps in (True, False):
-        for cell in teams.run(2, member, {"naps": naps, "port": free_port()}, epochs=("tcp", "shm", "tcp alone", "shm alone")):
+        for cell in teams.run(
+            2, member, {"naps": naps, "port": free_port()}, epochs=("tcp", "shm", "tcp alone", "shm alone")
+        ):
             case = "sleeps: a core is free" if naps else "computes: none is free"
             for name in (*LINKS, DDP):
                 share = hidden(cell, name)
                 reached = ("yes" if share.median >= GOAL else "no") if naps and name != DDP else ""
                 alone = spread([1e3 * t for t in cell[f"{name} alone"]])
                 extra = spread([1e3 * (a - b) for a, b in zip(cell[name], cell["no exchange"], strict=True)])
-                row = (case, name, spread_text(alone), spread_text(extra), f"{100 * share.median:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f})")
+                row = (
+                    case,
+                    name,
+                    spread_text(alone),
+                    spread_text(extra),
+                    f"{100 * share.median:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f})",
+                )
                 cells.append((*row, f"{100 * GOAL:.0f} %" if reached else "", reached))
-                data.append({"backward": case, "who": name, "hidden": share, "alone_ms": alone, "extra_ms": extra, "seconds": cell})
+                data.append(
+                    {
+                        "backward": case,
+                        "who": name,
+                        "hidden": share,
+                        "alone_ms": alone,
+                        "extra_ms": extra,
+                        "seconds": cell,
+                    }
+                )
                 say(f"backward {case}, {name}: {row[-1]} hidden")
     about = (
         f"2 agents, {LAYERS} layers of {WIDTH * WIDTH * 4 >> 20} MiB. Hidden is 1 - (step with exchange - step without) / the same buckets exchanged alone. "

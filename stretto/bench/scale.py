@@ -58,12 +58,23 @@ def run(agents: Sequence[int], command: str, say: Callable[[str], None]) -> Sect
             cells.append(("simulated", str(n), topology, number(1e3 * seconds), *(NOT_MEASURED,) * 4))
             data.append({"agents": n, "topology": topology, "simulated": seconds})
             say(f"{n} agents simulated, {topology}: {1e3 * seconds:.2f} ms")
-    headers = ("where", "agents", "topology", "ms", "ms / agents", "connections, most", "mean", "KB sent by an agent, mean")
+    headers = (
+        "where",
+        "agents",
+        "topology",
+        "ms",
+        "ms / agents",
+        "connections, most",
+        "mean",
+        "KB sent by an agent, mean",
+    )
     about = (
         f"All-reduce of {NUMEL * 4 >> 10} KB over tcp. Here all agents share the cores: compare ms / agents. Connections are of one agent. "
         "Simulated with 0.1 ms of delay and 1 Gbit/s an agent."
     )
-    return Section(title="Cost of an agent", command=command, about=about, headers=headers, cells=tuple(cells), data=data)
+    return Section(
+        title="Cost of an agent", command=command, about=about, headers=headers, cells=tuple(cells), data=data
+    )
 
 
 def member(team: Team, ask: dict[str, Any]) -> None:

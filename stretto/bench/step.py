@@ -40,7 +40,9 @@ MODELS: Final[dict[str, Callable[[], nn.Module]]] = {
 class Trainee:
     """A model, its optimizer, and a step of theirs; ``wrap`` adds the exchange."""
 
-    def __init__(self, make: Callable[[], nn.Module], wrap: Callable[[nn.Module, torch.optim.Optimizer], nn.Module]) -> None:
+    def __init__(
+        self, make: Callable[[], nn.Module], wrap: Callable[[nn.Module, torch.optim.Optimizer], nn.Module]
+    ) -> None:
         torch.manual_seed(0)
         self.bare = make()
         self._optimizer = torch.optim.SGD(self.bare.parameters(), lr=0.01)

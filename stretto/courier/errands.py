@@ -40,7 +40,7 @@ from stretto.links.loop import Loop
 from stretto.links.memory import Arena
 from stretto.links.mesh import Mesh
 from stretto.links.tls import make_certificate
-from stretto.membership.messages import LONGEST_ANSWER, Decoder, Leave, Lost
+from stretto.membership.messages import LONGEST_ANSWER, Decoder, Leave, Left, Lost
 from stretto.membership.messages import encode as encode_message
 from stretto.session import Session
 from stretto.text import parse
@@ -205,6 +205,8 @@ class _Errands:
             for message in self._decoder.feed(raw):
                 if isinstance(message, Lost):
                     self._break_off(message.rank, message.why)
+                elif isinstance(message, Left):
+                    self._part_with(message.rank)
 
     def _break_off(self, rank: int, why: str) -> None:
         """Whoever waits, wait no longer."""
@@ -216,6 +218,17 @@ class _Errands:
                 self._mesh.lose(peer, why)
         if self._place.board is not None:
             self._place.board.break_off(max(rank, 0))
+
+    def _part_with(self, rank: int) -> None:
+        """An agent has done its part and left: what it sent before still counts, what it would send does not come."""
+        if self._leaving:
+            return
+        why = "it finished and left while others went on; give all agents the same number of steps (agent.shard does)"
+        self._reasons[rank] = f"agent {self._place.rank} lost agent {rank}: {why}"
+        if not self._mesh.meets(rank):
+            self._mesh.lose(rank, why)
+        if self._place.board is not None:
+            self._place.board.break_off(rank)
 
     async def _leave(self) -> None:
         """Say goodbye, and keep reading for a moment so that closing does not reset what peers still have to read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -109,14 +110,15 @@ class Courier:
             if isinstance(heard, Counted):
                 return heard
 
-    def close(self) -> None:
-        """Leave: the others are told, and the courier process ends."""
-        try:
-            self._tell(Finish())
-            while self._socket.recv(LONGEST):
-                pass
-        except (OSError, StrettoError):
-            pass
+    def close(self, *, failed: bool = False) -> None:
+        """Leave, and the courier process ends. The others are told that all is well, unless it ``failed``: then they are
+        told that this agent is lost.
+        """
+        if not failed:
+            with contextlib.suppress(OSError, StrettoError):
+                self._tell(Finish())
+                while self._socket.recv(LONGEST):
+                    continue
         self._socket.close()
         os.waitpid(self._pid, 0)
 

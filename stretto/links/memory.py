@@ -169,11 +169,11 @@ class Barrier:
             PeerLost: an agent left; it will not come.
         """
         while (value := int(self._bell[0])) < number:
+            if int(self._cells.min()) >= number:
+                return
             lost = self._lost()
             if lost is not None:
                 raise lost
-            if int(self._cells.min()) >= number:
-                return
             _futex(self._address, _WAIT, value, _pause)
 
 

@@ -89,6 +89,11 @@ class Mesh:
             return next(iter(self._lost.values())) if len(self._lost) >= self.size - 1 > 0 else None
         return self._lost.get(peer)
 
+    def meets(self, peer: int) -> bool:
+        """Is there a connection to ``peer``, whose end would be noticed?"""
+        connection = self._peers.get(peer)
+        return connection is not None and connection.is_open
+
     def lose(self, peer: int, why: str) -> None:
         """``peer`` is gone: whoever waits for it learns at once."""
         if peer in self._lost:

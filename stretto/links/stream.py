@@ -64,7 +64,9 @@ class Peer(ABC):
 
     def ended(self) -> None:
         """The peer sends no more."""
-        self.mesh.lose(self.peer, "it left" if self.said_goodbye else "its connection closed")
+        self.mesh.lose(
+            self.peer, "it finished and left while others went on" if self.said_goodbye else "its connection closed"
+        )
 
     def _place(self, frame: wire.Frame) -> memoryview | None:
         channel = self.mesh.link(frame.channel)
@@ -190,7 +192,9 @@ class Connection(Peer):
             self._read()
 
     def _ended(self) -> None:
-        self.mesh.lose(self.peer, "it left" if self.said_goodbye else "its connection closed")
+        self.mesh.lose(
+            self.peer, "it finished and left while others went on" if self.said_goodbye else "its connection closed"
+        )
 
     def goodbye(self) -> None:
         if self.sock is not None:
