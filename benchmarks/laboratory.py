@@ -11,7 +11,8 @@ LABORATORY (or $STRETTO_NETLAB) is a command that makes a network of hosts on on
 Without one this says so and ends well. On every host runs a real agent's courier, and connections go through TLS, as
 they do between machines. Time is from the last agent's beginning to the last one's end (one machine, one clock).
 
-The bound of an all-reduce of B bytes over n agents at a rate R is 2(n-1)/n · B/R. A small one needs a number of one-way delays.
+The bound of an all-reduce of B bytes over n agents at a rate R is 2(n-1)/n · B/R. A small one needs a number of
+one-way delays.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import socket
 import statistics
@@ -31,12 +31,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).resolve()
+AGENT = HERE.with_name("laboratory_agent.py")
 AGENTS = 4
+CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 STREAM_PORT = 29470
 COORDINATOR_PORT = 29471
-CONGESTION = "cubic"
-BYTES_OF_STREAM = 2.0
-"""Seconds that the plain stream lasts, at the nominal rate."""
+GOAL, SLACK = 0.92, 1.15
+STREAM_SECONDS = 2.0
+"""How long the plain stream lasts at the nominal rate."""
 
 
 @dataclass(frozen=True)
@@ -61,27 +65,39 @@ ONE_WAY_DELAYS = {"butterfly": 2, "tree": 4, "star": 2, "auto": 2}
 
 
 class Laboratory:
-    """The command, and what it needs to be told."""
+    """The command, and the congestion control that every host of it is told to use."""
 
-    def __init__(self, command: str) -> None:
-        self.command = command
+    def __init__(self, command: str, congestion: str) -> None:
+        self.command, self.congestion = command, congestion
 
     @contextlib.contextmanager
     def up(self, case: Case) -> Iterator[None]:
         delay, rate = f"{case.delay * 1e3:g}ms", f"{case.rate / 1e6:g}mbit"
-        subprocess.run([self.command, "up", "--hosts", str(AGENTS), "--rate", rate, "--delay", delay], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [self.command, "up", "--hosts", str(AGENTS), "--rate", rate, "--delay", delay],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         try:
             for host in range(AGENTS):
-                self.start(host, ["sysctl", "-qw", f"net.ipv4.tcp_congestion_control={CONGESTION}"]).wait()
+                self.pin(host)
             yield
         finally:
             subprocess.run([self.command, "down"], check=True, stdout=subprocess.DEVNULL)
 
+    def pin(self, host: int) -> None:
+        asked = ["sysctl", "-qw", f"net.ipv4.tcp_congestion_control={self.congestion}"]
+        if self.start(host, asked, stderr=subprocess.DEVNULL).wait():
+            sys.exit(
+                f"host {host} may not use {self.congestion}; name one of: {ALLOWED.read_text().strip()}, "
+                f"or allow it in {ALLOWED}"
+            )
+
     def start(self, host: int, command: list[str], **more: Any) -> subprocess.Popen[str]:
         return subprocess.Popen([self.command, "exec", str(host), "--", *command], text=True, **more)
 
-    def python(self, host: int, *arguments: str, **more: Any) -> subprocess.Popen[str]:
-        return self.start(host, [sys.executable, str(Path(__file__).resolve()), *arguments], **more)
+    def python(self, host: int, script: Path, *arguments: str, **more: Any) -> subprocess.Popen[str]:
+        return self.start(host, [sys.executable, str(script), *arguments], **more)
 
 
 def address(host: int) -> str:
@@ -94,7 +110,13 @@ def measure(laboratory: Laboratory, case: Case) -> Iterator[dict[str, Any]]:
         stream = plain_stream(laboratory, case)
         for topology in case.topologies:
             found = all_reduce(laboratory, case, topology)
-            yield {"case": case.name, "topology": topology, "plain_stream": stream, **found, **judged(case, topology, stream["rate"], found["seconds"])}
+            yield {
+                "case": case.name,
+                "topology": topology,
+                "plain_stream": stream,
+                **found,
+                **judged(case, topology, stream["rate"], found["seconds"]),
+            }
 
 
 def judged(case: Case, topology: str, rate: float, seconds: list[float]) -> dict[str, Any]:
@@ -102,18 +124,18 @@ def judged(case: Case, topology: str, rate: float, seconds: list[float]) -> dict
     median = statistics.median(seconds)
     if case.nbytes > 1 << 20:
         bound = 2 * (AGENTS - 1) / AGENTS * case.nbytes / rate
-        return {"median": median, "bound": bound, "share": bound / median, "reached": bound / median >= 0.92}
+        return {"median": median, "bound": bound, "share": bound / median, "reached": bound / median >= GOAL}
     delays = median / case.delay
     needed = ONE_WAY_DELAYS[topology]
-    return {"median": median, "delays": delays, "needed": needed, "reached": delays <= 1.15 * needed}
+    return {"median": median, "delays": delays, "needed": needed, "reached": delays <= SLACK * needed}
 
 
 def plain_stream(laboratory: Laboratory, case: Case) -> dict[str, Any]:
     """One TCP stream from host 1 to host 0; ``rate`` in bytes/s, of its second half."""
-    total = int(case.rate / 8 * BYTES_OF_STREAM)
+    total = int(case.rate / 8 * STREAM_SECONDS)
     with (
-        laboratory.python(0, "--receive", str(total), stdout=subprocess.PIPE) as receiver,
-        laboratory.python(1, "--send", str(total)) as sender,
+        laboratory.python(0, HERE, "--receive", str(total), stdout=subprocess.PIPE) as receiver,
+        laboratory.python(1, HERE, "--send", str(total)) as sender,
     ):
         out, _ = receiver.communicate(timeout=60)
         sender.wait(timeout=60)
@@ -157,8 +179,16 @@ def connected(host: str, port: int) -> socket.socket:
 
 def all_reduce(laboratory: Laboratory, case: Case, topology: str) -> dict[str, Any]:
     """An agent on each host; seconds of every round."""
-    ask = json.dumps({"nbytes": case.nbytes, "rounds": case.rounds, "topology": topology})
-    agents = [laboratory.python(host, "--agent", str(host), ask, stdout=subprocess.PIPE) for host in range(AGENTS)]
+    ask = json.dumps(
+        {
+            "coordinator": f"{address(0)}:{COORDINATOR_PORT}",
+            "size": AGENTS,
+            "nbytes": case.nbytes,
+            "rounds": case.rounds,
+            "topology": topology,
+        }
+    )
+    agents = [laboratory.python(host, AGENT, str(host), ask, stdout=subprocess.PIPE) for host in range(AGENTS)]
     try:
         found = [json.loads(agent.communicate(timeout=180)[0].splitlines()[-1]) for agent in agents]
     finally:
@@ -167,79 +197,50 @@ def all_reduce(laboratory: Laboratory, case: Case, topology: str) -> dict[str, A
             agent.wait()
     begins, ends = (list(zip(*(f[key] for f in found), strict=True)) for key in ("begins", "ends"))
     seconds = [max(e) - max(b) for b, e in zip(begins, ends, strict=True)]
-    return {"seconds": seconds, "network": found[0]["network"], "chosen": found[0]["chosen"], "cpu": [f["cpu"] for f in found]}
-
-
-def agent(rank: int, nbytes: int, rounds: int, topology: str) -> None:
-    """One agent: a courier, a tensor in its memory, rounds that begin at an agreed moment."""
-    import torch
-
-    from stretto import strategies
-    from stretto.courier import Courier
-    from stretto.launch.environment import Identity
-    from stretto.launch.join import arrive
-    from stretto.membership import Coordinator
-
-    torch.set_num_threads(1)
-    secret = "a laboratory is nobody's"
-    coordinator = Coordinator(AGENTS, secret, "", COORDINATOR_PORT) if rank == 0 else None
-    with coordinator or contextlib.nullcontext():
-        place = arrive(Identity(rank=rank, size=AGENTS), "tcp", f"{address(0)}:{COORDINATOR_PORT}", secret)
-        courier = Courier(place)
-        courier.measure()
-        courier.use(0, str(strategies.allreduce(topology=topology)), native=False)
-        courier.use(1, str(strategies.allreduce(topology="star")), native=False)
-        x, moment = courier.allocate(nbytes).view(torch.float32), courier.allocate(8).view(torch.float64)
-        begins, ends = [], []
-        for number in range(rounds + 2):
-            x.fill_(float(rank))
-            moment[0] = time.monotonic()
-            courier.mean(1, 0, number, moment)()
-            time.sleep(max(0.0, float(moment[0]) + 0.5 - time.monotonic()))  # all have the same mean, and have heard it by then
-            begins.append(time.monotonic())
-            courier.mean(0, 0, number, x)()
-            ends.append(time.monotonic())
-            if not torch.all(x == (AGENTS - 1) / 2):
-                sys.exit(f"agent {rank}: a wrong mean")
-        print(json.dumps({"begins": begins[2:], "ends": ends[2:], "cpu": courier.counted().cpu_seconds, "network": None, "chosen": topology}), flush=True)
-        courier.close()
-        while coordinator is not None and coordinator.present():
-            time.sleep(0.02)
+    return {"seconds": seconds, "courier_cpu_seconds": [f["cpu"] for f in found]}
 
 
 def line(row: dict[str, Any]) -> str:
+    stream = row["plain_stream"]
     if "share" in row:
-        reached = f"{row['share']:.3f} of the bound ({row['bound']:.3f} s at {row['plain_stream']['rate'] * 8 / 1e6:.1f} Mbit/s of one {row['plain_stream']['congestion_control']} stream); goal 0.92"
+        found = (
+            f"{row['share']:.3f} of the bound, {row['bound']:.3f} s at {stream['rate'] * 8 / 1e6:.1f} Mbit/s of one "
+            f"{stream['congestion_control']} stream; goal {GOAL:g}"
+        )
     else:
-        reached = f"{row['delays']:.2f} one-way delays; the topology needs {row['needed']}, goal {1.15 * row['needed']:.2f}"
-    return f"{row['case']}, {row['topology']}: {row['median']:.4f} s, {reached}: {'reached' if row['reached'] else 'not reached'}"
+        found = f"{row['delays']:.2f} one-way delays, {row['needed']} needed; goal {SLACK * row['needed']:.2f}"
+    reached = "reached" if row["reached"] else "not reached"
+    return f"{row['case']}, {row['topology']}: {row['median']:.4f} s, {found}: {reached}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("laboratory", nargs="?", default=os.environ.get("STRETTO_NETLAB"))
     parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument(
+        "--congestion", default=CONGESTION.read_text().strip(), help="pinned on every host [default: %(default)s]"
+    )
     parser.add_argument("--json", metavar="PATH")
-    for part, count in (("--receive", 1), ("--send", 1), ("--agent", 2)):
-        parser.add_argument(part, nargs=count, help=argparse.SUPPRESS)
+    for part in ("--receive", "--send"):
+        parser.add_argument(part, type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.receive:
-        receive(int(given.receive[0]))
+        receive(given.receive)
     elif given.send:
-        send(int(given.send[0]))
-    elif given.agent:
-        agent(int(given.agent[0]), **json.loads(given.agent[1]))
+        send(given.send)
     elif not given.laboratory:
         print("no network laboratory: name its command, or set STRETTO_NETLAB; nothing was measured")
     else:
         rows = []
         for case in CASES:
             if given.only in case.name:
-                for row in measure(Laboratory(given.laboratory), case):
+                for row in measure(Laboratory(given.laboratory, given.congestion), case):
                     rows.append(row)
                     print(line(row), flush=True)
         if given.json:
-            Path(given.json).write_text(json.dumps({"cases": [asdict(c) for c in CASES], "rows": rows}, indent=2) + "\n", encoding="utf-8")
+            Path(given.json).write_text(
+                json.dumps({"cases": [asdict(c) for c in CASES], "rows": rows}, indent=2) + "\n", encoding="utf-8"
+            )
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from stretto.gradients import BufferRule, Gradients
 from stretto.membership import Coordinator
 from stretto.text import coerce
 from stretto.topologies import Auto, Native
+from stretto.trace import Trace
 
 _NUMBERS = -1
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -69,6 +70,8 @@ class Agent:
         self.epoch = place.epoch if place else Epoch(0, (Member(0, "here", 0, ()),))
         self.size = self.epoch.size
         self._shared = place is not None and place.board is not None
+        self.trace = Trace(place.trace if place else None, self.rank)
+        self.trace.event("join", epoch=self.epoch.number, agents=self.size, hosts=self.epoch.hosts, link=link)
         self._courier = Courier(place) if place else None
         self._groups: list[Gradients] = []
         self._models: list[nn.Module] = []
@@ -99,9 +102,11 @@ class Agent:
         chosen: Strategy = coerce(strategy, "strategy")
         self._check(objects, models, optimizers, buffers)
         native = self._native(chosen)
+        self._models += models
         if self._courier is not None:
             self._agree(models, optimizers, chosen, buffers)
             self._spread(models)
+            self._courier.agree("the weights after agent 0 sent its own", self.digest())
             group = len(self._groups)
             self._courier.use(group, str(chosen), native=native)
             self._groups.append(
@@ -114,7 +119,7 @@ class Agent:
                     buffers=buffers,
                 )
             )
-        self._models += models
+        self.trace.event("prepare", strategy=str(chosen), native=native, buffers=buffers, digest=self.digest())
         return objects[0] if len(objects) == 1 else objects
 
     def shard(
@@ -199,13 +204,13 @@ class Agent:
 
     def _go(self, *, failed: bool) -> None:
         if self._courier is not None:
+            self.trace.event("leave", failed=failed, waited=self._courier.waited)
+            self.trace.close()
             self._courier.close(failed=failed)
             self._courier = None
             atexit.unregister(self._at_exit)
         if self._hosted is not None:
-            while (
-                not failed and self._hosted.present()
-            ):  # the others hear through it of each other until they have left too
+            while not failed and self._hosted.present():  # the others need it until they have left too
                 time.sleep(0.02)
             self._hosted.close()
             self._hosted = None

@@ -97,9 +97,9 @@ class Bucket:
         if grad is None:
             view.zero_()
             self.flags[place] = 0.0
+        elif grad.is_sparse:
+            raise UsageError("sparse gradients are not exchanged yet: use Embedding(sparse=False)")
         elif grad.data_ptr() != view.data_ptr():
-            if grad.is_sparse:
-                raise UsageError("sparse gradients are not exchanged yet: use Embedding(sparse=False)")
             view.copy_(grad.detach())
             parameter.grad = view
         if not self.arrived[place]:

@@ -52,8 +52,8 @@ def run(
             topologies[f"{n} agents, {cell['size']}"] = cell["topology"]
             say(f"{n} agents, {cell['size']}: " + ", ".join(f"{r.contender} {r.ms.median:.3f} ms" for r in of_case))
     about = (
-        "`tcp` is the link in the calling thread, as Gloo and MPI are called; `through the courier` is what a trainer sees. "
-        "Gloo and MPI only add, ours also divides."
+        "`tcp` is the link in the calling thread, as Gloo and MPI are called; `through the courier` is what a trainer "
+        "sees. Gloo and MPI only add, ours also divides."
     )
     if "tcp" in links:
         about += " `auto` took " + "; ".join(f"{t} for {case}" for case, t in topologies.items()) + "."

@@ -1,7 +1,7 @@
 """``stretto bench python``: an exchange while the training thread runs Python, and how soon a death is known then.
 
-Decoding, tokenising and environments keep the interpreter lock. The loop here looks, every hundred microseconds or so, whether the result
-has arrived: at samples of the tensor itself, one every 16 KB, the same way for all contenders.
+Decoding, tokenising and environments keep the interpreter lock. The loop here looks, every hundred microseconds or so,
+whether the result has arrived: at samples of the tensor itself, one every 16 KB, the same way for all contenders.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ def run(command: str, say: Callable[[str], None]) -> Section:
         data.append({"what": what, "who": link, "late": late})
         say(f"{link}: a death was known {1e3 * max(late):.2f} ms after it was asked for, at worst")
     headers = ("what", "who", "idle, ms", "beside Python, ms", "times", "goal", "reached")
-    about = "2 agents. Beside Python: the thread that began the exchange runs a loop of arithmetic until the result is there."
+    about = (
+        "2 agents. Beside Python: the thread that began the exchange runs a loop of arithmetic until the result is there. "
+        f"A death: an agent and its courier are gone in the middle of an exchange; {DEATHS} times."
+    )
     return Section(
         title="Exchange beside Python", command=command, about=about, headers=headers, cells=tuple(cells), data=data
     )

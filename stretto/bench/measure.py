@@ -1,7 +1,7 @@
-"""Times and ratios: contenders take turns, every turn begins at a barrier, and a ratio compares turns of the same round.
+"""Times and ratios: contenders take turns, every turn begins at a barrier, a ratio compares turns of the same round.
 
-A turn lasts from the moment the last agent begins until the last one ends, on the machine's one monotonic clock, so that
-the barrier itself, and who happens to leave it first, count for nobody.
+A turn lasts from the moment the last agent begins until the last one ends, on the machine's one monotonic clock, so
+that the barrier itself, and who happens to leave it first, count for nobody.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Seconds of every contender in every round, the same on all agents.
 
-    Each round begins with another contender (A B C, B C A, ...), so that none always follows the same one. ``before`` and
+    Each round begins with another contender (A B C, B C A, ...), so that none is always the first. ``before`` and
     ``after`` are outside the clock. The first ``warm_up`` rounds are not counted.
     """
     names = list(contenders)

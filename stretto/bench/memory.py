@@ -1,8 +1,8 @@
 """``stretto bench memory``: what the trainer and its courier take at their peak, in copies of the gradients.
 
-Peaks are the kernel's (``VmHWM``), reset before each part. The same model first trains without an exchange; what ``prepare()`` and the
-steps after it add is counted over both processes, memory that they share once. Processes cost a constant beside; so two models
-are measured, and the copies are the slope between them.
+Peaks are the kernel's (``VmHWM``), reset before each part. The same model first trains without an exchange; what
+``prepare()`` and the steps after it add is counted over both processes, memory that they share once. Processes cost a
+constant beside; so two models are measured, and the copies are the slope between them.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class BareTcp:
         here = team.gather((float(listener.getsockname()[1]), float(os.getpid())))
         members = tuple(Member(r, "here", int(pid), (f"127.0.0.1:{port:.0f}",)) for r, (port, pid) in enumerate(here))
         self._loop = Loop()
-        self._mesh = Mesh(self._loop, team.rank, Epoch(1, members), lambda peer: self._switchboard.dial(peer))
+        self._mesh = Mesh(self._loop, team.rank, Epoch(1, members), self._dial)
         self._switchboard = Switchboard(
             self._loop,
             team.rank,
@@ -45,6 +45,9 @@ class BareTcp:
         self._number = 0
         self._exchange = AllReduce(Auto())
         self._mesh.network = self._loop.run(measure(self._mesh.link(0)))
+
+    def _dial(self, peer: int) -> None:
+        self._switchboard.dial(peer)
 
     def room(self, numel: int) -> Tensor:
         return torch.zeros(numel)
@@ -68,7 +71,7 @@ class BareTcp:
 
 
 class ByCourier:
-    """What a trainer sees: a tensor in the courier's memory, its mean begun and waited for. Over tcp, or shared memory."""
+    """What a trainer sees: a tensor in the courier's memory, its mean begun and waited for. ``link`` is tcp or shm."""
 
     adds = False
 

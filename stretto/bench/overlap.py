@@ -1,7 +1,8 @@
-"""``stretto bench overlap``: how much of the exchange hides behind backward, when a core is free for it and when none is.
+"""``stretto bench overlap``: how much of the exchange hides behind backward, with a core free for it and with none.
 
-With as many agents as cores, trainers that compute leave no core to their couriers, and nothing can hide. So one of the two models
-sleeps in its backward, for as long as computing might take, and leaves its core free: as a GPU's host would. The other computes.
+With as many agents as cores, trainers that compute leave no core to their couriers, and little can hide. So one of the
+two models sleeps in its backward, as long as computing might take, and leaves its core free, as the host of a GPU
+would. The other computes.
 
     hidden = 1 - (step with exchange - step without) / the same buckets exchanged alone
 """
@@ -45,7 +46,7 @@ class Nap(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         time.sleep(NAP)
         return grad
 
@@ -63,7 +64,7 @@ class Stack(nn.Module):
         for layer in self.layers:
             x = layer(x)
             if self._naps:
-                x = Nap.apply(x)
+                x = Nap.apply(x)  # type: ignore[no-untyped-call]
         return x
 
 
@@ -101,8 +102,9 @@ def run(command: str, say: Callable[[str], None]) -> Section:
                 )
                 say(f"backward {case}, {name}: {row[-1]} hidden")
     about = (
-        f"2 agents, {LAYERS} layers of {WIDTH * WIDTH * 4 >> 20} MiB. Hidden is 1 - (step with exchange - step without) / the same buckets exchanged alone. "
-        f"Backward sleeps {1e3 * NAP:.0f} ms a layer, which leaves a core free as a GPU would, or computes on {BATCH} rows."
+        f"2 agents, {LAYERS} layers of {WIDTH * WIDTH * 4 >> 20} MiB. Hidden is 1 - (step with exchange - step without) / "
+        f"the same buckets exchanged alone. Backward sleeps {1e3 * NAP:.0f} ms a layer, which leaves a core free as a GPU "
+        f"would, or computes on {BATCH} rows."
     )
     headers = ("backward", "who", "exchange alone, ms", "step grows by, ms", "hidden", "goal", "reached")
     return Section(title="Overlap", command=command, about=about, headers=headers, cells=tuple(cells), data=data)

@@ -13,7 +13,7 @@ import torch
 
 from stretto.bench.measure import Row, Spread
 
-NOT_MEASURED = "–"
+NOT_MEASURED = "-"
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +44,7 @@ def machine() -> Machine:
         cores=len(os.sched_getaffinity(0)),
         kernel=platform.release(),
         python=platform.python_version(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         load=round(os.getloadavg()[0], 2),
     )
 
@@ -110,9 +110,9 @@ def page(sections: Sequence[Section], where: Machine) -> str:
         f"{where.processor}, {where.cores} cores, Linux {where.kernel}, Python {where.python}, torch {where.torch}; "
         f"load of the machine before it began: {where.load}.",
         "",
-        "One thread an agent. Contenders take turns in the same processes, each turn begins at a barrier, the order rotates. A",
-        "time lasts from the last agent's beginning to the last one's end. Numbers are medians, with quartiles in brackets;",
-        "a ratio is the median of the rounds' ratios. Whatever was exchanged was compared with the right result, each time.",
+        "One thread an agent. Contenders take turns in the same processes, each turn begins at a barrier, the order",
+        "rotates. A time lasts from the last agent's beginning to the last one's end. Numbers are medians, with quartiles",
+        "in brackets; a ratio is the median of the rounds' ratios. What was exchanged was compared with the right result.",
     ]
     for s in sections:
         lines += ["", f"## {s.title}", "", f"`{s.command}`", "", *([s.about, ""] if s.about else [])]

@@ -1,4 +1,4 @@
-"""``stretto bench step``: whole training steps, ours, DDP's and those of a process that exchanges nothing, block by block."""
+"""``stretto bench step``: training steps, ours, DDP's and those of a process that exchanges nothing, block by block."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def run(
             found += of_case
             say(f"{n} agents, {case}: " + ", ".join(f"{r.contender} {r.ms.median:.1f} ms" for r in of_case))
     about = (
-        f"Milliseconds a step of forward, backward, exchange and SGD, batches of {BATCH} an agent; turns of {BLOCK} steps. All train "
-        "on the same batches, and those that exchange must come to the same weights."
+        f"Milliseconds a step of forward, backward, exchange and SGD, batches of {BATCH} an agent; turns of {BLOCK} steps. "
+        "All train on the same batches, and those that exchange must come to the same weights."
     )
     return compared("Training step", command, about, found, (DDP, NONE))
 

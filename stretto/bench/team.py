@@ -1,8 +1,9 @@
-"""The processes of a benchmark: forked from this one or started by ``mpirun``, with a barrier that belongs to no contender.
+"""The processes of a benchmark: forked from this one or started by ``mpirun``, with a barrier of no contender's.
 
-Theory of operation. All map one piece of memory of the launcher: a futex barrier, and a row of numbers an agent, which is how
-times are gathered. The first process writes what was found as JSON lines, which the launcher yields. The launcher also
-has the coordinators through which they join as agents do. Whatever ends the launcher ends them: they ask the kernel for that.
+Theory of operation. All map one piece of memory of the launcher: a futex barrier, and a row of numbers an agent, which
+is how times are gathered. The first process writes what was found as JSON lines, which the launcher yields. The launcher
+also has the coordinators through which they join as agents do. Whatever ends the launcher ends them: they ask the
+kernel for that.
 """
 
 from __future__ import annotations
@@ -202,7 +203,12 @@ def _by_mpi(seat: Seat, work: Work) -> tuple[int, list[_Process]]:
     out, into = os.pipe()
     command = ["mpirun", "-n", str(seat.size), "--oversubscribe", "--bind-to", "none", sys.executable, "-m", __name__]
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=into, env=environ, start_new_session=True, preexec_fn=_end_with_parent
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=into,
+        env=environ,
+        start_new_session=True,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509  no coordinator has started its thread yet
     )
     os.close(into)
     process.returncode = 0  # we reap it ourselves

@@ -137,9 +137,11 @@ def _measure(json: str | None, measure: Callable[[Say], Section]) -> None:
 def _print(console: Console, section: Section) -> None:
     drawn = Table(box=None, pad_edge=False, title=section.title, title_justify="left")
     for header in section.headers:
-        drawn.add_column(header, no_wrap=not console.is_terminal, overflow="fold")
+        drawn.add_column(header, overflow="fold")
     for row in section.cells:
         drawn.add_row(*row)
-    console.print(drawn, width=None if console.is_terminal else WIDE)
+    if not console.is_terminal:
+        console.width = WIDE
+    console.print(drawn)
     if section.about:
         console.print(section.about.replace("`", ""), markup=False)

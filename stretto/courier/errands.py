@@ -44,6 +44,7 @@ from stretto.membership.messages import LONGEST_ANSWER, Decoder, Leave, Left, Lo
 from stretto.membership.messages import encode as encode_message
 from stretto.session import Session
 from stretto.text import parse
+from stretto.trace import Trace
 
 _LINGER: Final = 1.0
 """Seconds that a courier which leaves waits for its peers to have read everything."""
@@ -92,8 +93,8 @@ class _Errands:
             place.secret,
             make_certificate(),
             unix=place.board is not None,
-            adopt=self._mesh.adopt,
-            lose=self._mesh.lose,
+            adopt=self._adopt,
+            lose=self._lose,
         )
         self._decoder = Decoder(LONGEST_ANSWER)
         self._memory: list[Arena] = []
@@ -102,6 +103,7 @@ class _Errands:
         self._leaving = False
         self._over = False
         self._reasons: dict[int, str] = {}
+        self._trace = Trace(place.trace, place.rank)
 
     def _make_mesh(self) -> Mesh:
         if self._place.link != "c10d":
@@ -110,6 +112,14 @@ class _Errands:
 
         groups = c10d.Groups(self._place.rank, self._place.epoch, self._place.listeners[0].fileno())
         return c10d.GroupMesh(self._loop, self._place.rank, self._place.epoch, groups)
+
+    def _adopt(self, peer: int, sock: socket.socket) -> None:
+        self._trace.event("connect", peer=peer, family=sock.family.name, tls=isinstance(sock, ssl.SSLSocket))
+        self._mesh.adopt(peer, sock)
+
+    def _lose(self, peer: int, why: str) -> None:
+        self._trace.event("lost", peer=peer, why=why)
+        self._mesh.lose(peer, why)
 
     def _dial(self, peer: int) -> None:
         self._switchboard.dial(peer)
@@ -182,7 +192,8 @@ class _Errands:
             case "agree":
                 await agree(link, order.about, bytes(self._tensor(order).numpy()).decode())
             case "measure":
-                self._mesh.network = await measure(link)
+                self._mesh.network = network = await measure(link)
+                self._trace.event("network", delay=network.delay, rate=network.rate)
             case "why":
                 peer = int(order.about)
                 raise PeerLost(self._reasons.get(peer, f"agent {peer} left"), peer)
@@ -215,7 +226,7 @@ class _Errands:
         for peer in range(self._place.epoch.size) if rank < 0 else (rank,):
             if peer != self._place.rank:
                 self._reasons[peer] = f"agent {self._place.rank} lost agent {peer}: {why}"
-                self._mesh.lose(peer, why)
+                self._lose(peer, why)
         if self._place.board is not None:
             self._place.board.break_off(max(rank, 0))
 
@@ -225,6 +236,7 @@ class _Errands:
             return
         why = "it finished and left while others went on; give all agents the same number of steps (agent.shard does)"
         self._reasons[rank] = f"agent {self._place.rank} lost agent {rank}: {why}"
+        self._trace.event("left", peer=rank)
         if not self._mesh.meets(rank):
             self._mesh.lose(rank, why)
         if self._place.board is not None:

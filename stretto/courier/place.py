@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 from stretto.core import Epoch, Network
 from stretto.links.memory import Board
@@ -21,3 +22,4 @@ class Place:
     listeners: tuple[socket.socket, ...]
     link: str = "tcp"
     board: Board | None = None
+    trace: Path | None = None

@@ -111,9 +111,7 @@ class Courier:
                 return heard
 
     def close(self, *, failed: bool = False) -> None:
-        """Leave, and the courier process ends. The others are told that all is well, unless it ``failed``: then they are
-        told that this agent is lost.
-        """
+        """Leave, and the courier process ends. The others hear that all is well, or, where it ``failed``, of a loss."""
         if not failed:
             with contextlib.suppress(OSError, StrettoError):
                 self._tell(Finish())
@@ -175,7 +173,10 @@ class Courier:
             raise StrettoError(f"agent {self._place.rank}'s courier is gone ({e}); see its last words above") from e
 
     def _hear(self) -> Answer:
-        raw = self._socket.recv(LONGEST)
+        try:
+            raw = self._socket.recv(LONGEST)
+        except ConnectionResetError:
+            raw = b""
         if not raw:
             raise StrettoError(f"agent {self._place.rank}'s courier ended without a word; was it killed?")
         answer: Answer = read_answer(raw)

@@ -90,7 +90,7 @@ def arrive(identity: Identity, link: str, address: str, secret: str) -> Place:
     )
     chosen = choose(link, entry.epoch)
     _share_cores(entry)
-    place = Place(entry.rank, entry.epoch, entry.network, secret, entry.sock, (tcp, unix), chosen)
+    place = Place(entry.rank, entry.epoch, entry.network, secret, entry.sock, (tcp, unix), chosen, trace=identity.trace)
     if chosen == "shm":
         return replace(place, board=_board(entry, memory))
     memory.close()

@@ -39,7 +39,7 @@ class Groups:
 
     def __init__(self, rank: int, epoch: Epoch, listener: int) -> None:
         host, port = store_address(epoch)
-        store = dist.TCPStore(
+        store = dist.TCPStore(  # type: ignore[attr-defined]
             host,
             port,
             epoch.size,

@@ -169,9 +169,9 @@ class Barrier:
             PeerLost: an agent left; it will not come.
         """
         while (value := int(self._bell[0])) < number:
+            lost = self._lost()  # asked first: who left had arrived before
             if int(self._cells.min()) >= number:
                 return
-            lost = self._lost()
             if lost is not None:
                 raise lost
             _futex(self._address, _WAIT, value, _pause)

@@ -59,7 +59,7 @@ def view_of(x: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, shared."""
     if x.numel() == 0:
         return memoryview(b"")
-    return x.detach().reshape(-1).view(torch.uint8).numpy().data
+    return (x.detach() if x.requires_grad else x).reshape(-1).view(torch.uint8).numpy().data
 
 
 def control(kind: int, channel: int = 0, amount: int = 0) -> bytes:

@@ -1,0 +1,65 @@
+"""One agent of laboratory.py, on its host: ``laboratory_agent.py RANK ASK``. Prints when each of its rounds began and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+
+from stretto import strategies
+from stretto.courier import Courier
+from stretto.launch.environment import Identity
+from stretto.launch.join import arrive
+from stretto.links.addresses import split
+from stretto.membership import Coordinator
+
+SECRET = "what a laboratory sends is no secret"
+AHEAD = 0.5
+"""Seconds from agreeing on a moment to that moment: all have heard of it by then."""
+WARM_UP = 2
+_MEASURED, _MOMENT = 0, 1
+
+
+def main(rank: int, ask: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    address = ask["coordinator"]
+    coordinator = Coordinator(ask["size"], SECRET, "", split(address)[1]) if rank == 0 else None
+    with coordinator or contextlib.nullcontext():
+        courier = Courier(arrive(Identity(rank=rank, size=ask["size"]), "tcp", address, SECRET))
+        courier.measure()
+        print(json.dumps(rounds(courier, rank, **ask)), flush=True)
+        courier.close()
+        while coordinator is not None and coordinator.present():
+            time.sleep(0.02)
+
+
+def rounds(
+    courier: Courier, rank: int, *, size: int, nbytes: int, rounds: int, topology: str, **_: Any
+) -> dict[str, Any]:
+    """All-reduces that begin at a moment that all agents agree on: the mean of the moments at which they were ready."""
+    courier.use(_MEASURED, str(strategies.allreduce(topology=topology)), native=False)
+    courier.use(_MOMENT, str(strategies.allreduce(topology="star")), native=False)
+    x, moment = courier.allocate(nbytes).view(torch.float32), courier.allocate(8).view(torch.float64)
+    begins, ends = [], []
+    for number in range(WARM_UP + rounds):
+        if number == WARM_UP:
+            cpu = courier.counted().cpu_seconds
+        x.fill_(float(rank))
+        moment[0] = time.monotonic()
+        courier.mean(_MOMENT, 0, number, moment)()
+        time.sleep(max(0.0, float(moment[0]) + AHEAD - time.monotonic()))
+        begins.append(time.monotonic())
+        courier.mean(_MEASURED, 0, number, x)()
+        ends.append(time.monotonic())
+        if not torch.all(x == (size - 1) / 2):
+            sys.exit(f"agent {rank}: a wrong mean")
+    cpu = (courier.counted().cpu_seconds - cpu) / rounds
+    return {"begins": begins[WARM_UP:], "ends": ends[WARM_UP:], "cpu": cpu}
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), json.loads(sys.argv[2]))
