@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 say     = @printf '\n== %s\n' "$(1)"
 
-.PHONY: demo test lint fuzz bench docs clean
+.PHONY: demo test lint fuzz bench accuracy docs clean
 
 demo: $(STAMP)
 	@$(BIN)/stretto demo
@@ -28,11 +28,15 @@ lint: $(STAMP)
 	@$(BIN)/lint-imports --no-cache --no-logo
 
 fuzz: $(STAMP)
-	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -k "fuzz"
+	$(call say,five minutes of fuzzing)
+	@$(BIN)/python tests/fuzz 300
 
 bench: $(STAMP)
 	@mkdir -p docs/results
 	@$(BIN)/stretto bench all --folder docs/results
+
+accuracy: $(STAMP)
+	@$(BIN)/python benchmarks/accuracy.py
 
 docs: $(STAMP)
 	$(call say,doctests in docs and modules)

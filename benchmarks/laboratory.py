@@ -21,22 +21,20 @@ import argparse
 import contextlib
 import json
 import os
-import socket
+import signal
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve()
-AGENT = HERE.with_name("laboratory_agent.py")
+AGENT, STREAM = HERE.with_name("laboratory_agent.py"), HERE.with_name("laboratory_stream.py")
 AGENTS = 4
 CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
-STREAM_PORT = 29470
 COORDINATOR_PORT = 29471
 GOAL, SLACK = 0.92, 1.15
 STREAM_SECONDS = 2.0
@@ -107,13 +105,15 @@ def address(host: int) -> str:
 def measure(laboratory: Laboratory, case: Case) -> Iterator[dict[str, Any]]:
     """One row a topology."""
     with laboratory.up(case):
-        stream = plain_stream(laboratory, case)
+        stream = plain_streams(laboratory, case, [(1, 0)])
+        crowd = plain_streams(laboratory, case, [(host, (host + 1) % AGENTS) for host in range(AGENTS)])
         for topology in case.topologies:
             found = all_reduce(laboratory, case, topology)
             yield {
                 "case": case.name,
                 "topology": topology,
                 "plain_stream": stream,
+                "plain_ring": crowd,
                 **found,
                 **judged(case, topology, stream["rate"], found["seconds"]),
             }
@@ -127,54 +127,33 @@ def judged(case: Case, topology: str, rate: float, seconds: list[float]) -> dict
         return {"median": median, "bound": bound, "share": bound / median, "reached": bound / median >= GOAL}
     delays = median / case.delay
     needed = ONE_WAY_DELAYS[topology]
-    return {"median": median, "delays": delays, "needed": needed, "reached": delays <= SLACK * needed}
+    return {
+        "median": median,
+        "delay": case.delay,
+        "delays": delays,
+        "needed": needed,
+        "reached": delays <= SLACK * needed,
+    }
 
 
-def plain_stream(laboratory: Laboratory, case: Case) -> dict[str, Any]:
-    """One TCP stream from host 1 to host 0; ``rate`` in bytes/s, of its second half."""
-    total = int(case.rate / 8 * STREAM_SECONDS)
-    with (
-        laboratory.python(0, HERE, "--receive", str(total), stdout=subprocess.PIPE) as receiver,
-        laboratory.python(1, HERE, "--send", str(total)) as sender,
-    ):
-        out, _ = receiver.communicate(timeout=60)
-        sender.wait(timeout=60)
-    found: dict[str, Any] = json.loads(out)
-    return found
-
-
-def receive(total: int) -> None:
-    with socket.create_server((address(0), STREAM_PORT)) as server:
-        stream, _ = server.accept()
-    room = bytearray(1 << 18)
-    got, half_at = 0, 0.0
-    while got < total:
-        got += stream.recv_into(room)
-        if not half_at and got >= total / 2:
-            half, half_at = got, time.monotonic()
-    rate = (got - half) / (time.monotonic() - half_at)
-    control = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
-    print(json.dumps({"rate": rate, "congestion_control": control}))
-
-
-def send(total: int) -> None:
-    data = memoryview(bytearray(1 << 18))
-    with connected(address(0), STREAM_PORT) as stream:
-        for at in range(0, total, len(data)):
-            stream.sendall(data[: total - at])
-        stream.shutdown(socket.SHUT_WR)
-        stream.recv(1)
-
-
-def connected(host: str, port: int) -> socket.socket:
-    until = time.monotonic() + 20
-    while True:
-        try:
-            return socket.create_connection((host, port), 5)
-        except OSError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.05)
+def plain_streams(laboratory: Laboratory, case: Case, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Plain TCP from a host to another, for all ``pairs`` at once: the slowest one's rate (bytes/s) in its second half,
+    and how long a message of 4 KB is on its way (s)."""
+    total, ping = str(int(case.rate / 8 * STREAM_SECONDS)), str(4 << 10)
+    with contextlib.ExitStack() as stack:
+        ends = [
+            stack.enter_context(laboratory.python(host, STREAM, what, address(to), total, ping, stdout=subprocess.PIPE))
+            for what, side in (("receive", 1), ("send", 0))
+            for pair in pairs
+            for host, to in ((pair[side], pair[1]),)
+        ]
+        found = [json.loads(end.communicate(timeout=60)[0]) for end in ends]
+    received, sent = found[: len(pairs)], found[len(pairs) :]
+    return {
+        "rate": min(f["rate"] for f in received),
+        "congestion_control": received[0]["congestion_control"],
+        "one_way": max(f["one_way"] for f in sent),
+    }
 
 
 def all_reduce(laboratory: Laboratory, case: Case, topology: str) -> dict[str, Any]:
@@ -183,6 +162,7 @@ def all_reduce(laboratory: Laboratory, case: Case, topology: str) -> dict[str, A
         {
             "coordinator": f"{address(0)}:{COORDINATOR_PORT}",
             "size": AGENTS,
+            "ahead": 0.1 + 4 * case.delay,
             "nbytes": case.nbytes,
             "rounds": case.rounds,
             "topology": topology,
@@ -190,14 +170,17 @@ def all_reduce(laboratory: Laboratory, case: Case, topology: str) -> dict[str, A
     )
     agents = [laboratory.python(host, AGENT, str(host), ask, stdout=subprocess.PIPE) for host in range(AGENTS)]
     try:
-        found = [json.loads(agent.communicate(timeout=180)[0].splitlines()[-1]) for agent in agents]
+        told = [agent.communicate(timeout=180)[0] for agent in agents]
     finally:
         for agent in agents:
             agent.kill()
             agent.wait()
+    if not all(told):
+        sys.exit("an agent ended without a result; see above what it said")
+    found = [json.loads(line) for line in told]
     begins, ends = (list(zip(*(f[key] for f in found), strict=True)) for key in ("begins", "ends"))
     seconds = [max(e) - max(b) for b, e in zip(begins, ends, strict=True)]
-    return {"seconds": seconds, "courier_cpu_seconds": [f["cpu"] for f in found]}
+    return {"seconds": seconds, "courier_cpu_seconds": [f["cpu"] for f in found], "cores_busy": found[0]["busy"]}
 
 
 def line(row: dict[str, Any]) -> str:
@@ -205,10 +188,14 @@ def line(row: dict[str, Any]) -> str:
     if "share" in row:
         found = (
             f"{row['share']:.3f} of the bound, {row['bound']:.3f} s at {stream['rate'] * 8 / 1e6:.1f} Mbit/s of one "
-            f"{stream['congestion_control']} stream; goal {GOAL:g}"
+            f"{stream['congestion_control']} stream ({row['plain_ring']['rate'] * 8 / 1e6:.1f} when all hosts send); "
+            f"cores {100 * row['cores_busy']:.0f} % busy; goal {GOAL:g}"
         )
     else:
-        found = f"{row['delays']:.2f} one-way delays, {row['needed']} needed; goal {SLACK * row['needed']:.2f}"
+        found = (
+            f"{row['delays']:.2f} one-way delays, {row['needed']} needed; a plain message takes "
+            f"{stream['one_way'] / row['delay']:.2f}; goal {SLACK * row['needed']:.2f}"
+        )
     reached = "reached" if row["reached"] else "not reached"
     return f"{row['case']}, {row['topology']}: {row['median']:.4f} s, {found}: {reached}"
 
@@ -221,14 +208,9 @@ def main() -> None:
         "--congestion", default=CONGESTION.read_text().strip(), help="pinned on every host [default: %(default)s]"
     )
     parser.add_argument("--json", metavar="PATH")
-    for part in ("--receive", "--send"):
-        parser.add_argument(part, type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.receive:
-        receive(given.receive)
-    elif given.send:
-        send(given.send)
-    elif not given.laboratory:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the laboratory is taken down
+    if not given.laboratory:
         print("no network laboratory: name its command, or set STRETTO_NETLAB; nothing was measured")
     else:
         rows = []

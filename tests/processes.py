@@ -2,19 +2,21 @@
 
     agents(4, train, steps, link="shm")     # train(agent, steps) in each; what it returns, by rank
 
-Each agent is the leader of a process group, so that its courier ends with it; whoever is still there at the deadline writes its
-stack, is killed, and is named.
+Each agent leads a process group, which its courier is in too; whoever is still there at the deadline writes its stack,
+is killed, and is named.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import select
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NoReturn
@@ -54,14 +56,14 @@ def agents(
     function: Callable[..., Any],
     *args: Any,
     link: str = "tcp",
-    deadline: float = 60.0,
+    deadline: float = 25.0,
     keep_errors: bool = False,
     environ: Mapping[str, str] | None = None,
 ) -> list[Any]:
     """``function(agent, *args)`` in ``size`` processes; what each returned (of msgpack's types), by rank.
 
-    The first error by rank is raised, one that is no consequence of another's if there is one; with ``keep_errors`` errors, and
-    :class:`Died`, are among the results. An agent that does not end within ``deadline`` seconds fails the test.
+    The first error by rank is raised, one that is no consequence of another's if there is one; with ``keep_errors``
+    errors, and :class:`Died`, are results too. An agent that does not end within ``deadline`` seconds fails the test.
     """
     _warm_up()
     coordinator = Coordinator(size, SECRET, "127.0.0.1")
@@ -88,6 +90,8 @@ def agents(
     failed = [r for r in results if isinstance(r, BaseException | Died)]
     if failed and not keep_errors:
         first = min(failed, key=lambda r: isinstance(r, PeerLost))
+        if isinstance(first, BaseException):
+            first.add_note(f"by rank: {results}")
         raise first if isinstance(first, BaseException) else AssertionError(f"agents ended without a word: {results}")
     return results
 
@@ -113,6 +117,7 @@ def _live(env: Mapping[str, str], pipe: int, function: Callable[..., Any], args:
     code = 1
     try:
         os.setpgid(0, 0)
+        gc.freeze()  # what pytest has opened is closed below, and must not be closed again when it is collected
         os.closerange(3, pipe)
         os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 65536 else 65536)
         sys.stderr = os.fdopen(2, "w", closefd=False)
@@ -193,10 +198,8 @@ def _show_stacks(children: Sequence[_Child]) -> None:
 
 def _kill(children: Sequence[_Child]) -> None:
     for child in children:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         if child.status is None:
             _, child.status = os.waitpid(child.pid, 0)
 
@@ -214,6 +217,11 @@ def _result(child: _Child) -> Any:
     kind = getattr(errors, name, None)
     if not isinstance(kind, type):
         return RuntimeError(f"{name}: {words}")
-    error: Exception = kind.__new__(kind)
+    return _rebuilt(kind, words)
+
+
+def _rebuilt(kind: type[Exception], words: str) -> Exception:
+    """Whatever the error's constructor asks for, its words are all that a test reads."""
+    error = kind.__new__(kind, words)
     error.args = (words,)
     return error

@@ -1,4 +1,4 @@
-"""What users do with an agent: each works as in one process, or is refused in words; and nobody hangs when somebody goes."""
+"""What users do with an agent: each works as in one process or is refused in words; nobody hangs when somebody goes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from processes import Died, agents
 from torch import Tensor, nn
 from torch.nn import functional
 
 import stretto
-from processes import Died, agents
 from stretto.agent import Agent
 from stretto.errors import Disagreement, PeerLost, UsageError
 
@@ -25,7 +25,7 @@ def numbers(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def mlp() -> nn.Module:
+def mlp() -> nn.Sequential:
     torch.manual_seed(2)
     return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
 
@@ -53,7 +53,9 @@ def plain(net: nn.Module, optimizer: torch.optim.Optimizer, parts: list[Tensor],
     optimizer.zero_grad()
 
 
-def keeping_gradients(net: nn.Module, optimizer: torch.optim.Optimizer, parts: list[Tensor], agent: Agent | None) -> None:
+def keeping_gradients(
+    net: nn.Module, optimizer: torch.optim.Optimizer, parts: list[Tensor], agent: Agent | None
+) -> None:
     (net(torch.cat(parts)).square().mean()).backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=False)
@@ -170,7 +172,9 @@ def in_dtype(agent: Agent, name: str) -> list[Any]:
 
 
 @every_link
-@pytest.mark.parametrize(("name", "tolerance"), [("float64", 1e-12), ("float32", 1e-6), ("bfloat16", 0.03), ("float16", 0.005)])
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("float64", 1e-12), ("float32", 1e-6), ("bfloat16", 0.03), ("float16", 0.005)]
+)
 def test_models_of_any_floating_dtype_are_averaged_in_it(name: str, tolerance: float, link: str) -> None:
     lives = agents(2, in_dtype, name, link=link)
     assert lives[0] == lives[1]
@@ -192,7 +196,8 @@ class Branches(nn.Module):
         self.first, self.second, self.never = nn.Linear(2, 1), nn.Linear(2, 1), nn.Linear(2, 1)
 
     def forward(self, x: Tensor, second: bool) -> Tensor:
-        return self.second(x) if second else self.first(x)
+        y: Tensor = self.second(x) if second else self.first(x)
+        return y
 
 
 def unused(agent: Agent) -> list[Any]:
@@ -226,10 +231,12 @@ class Tied(nn.Module):
 
 
 def tied(agent: Agent) -> list[float]:
-    net = agent.prepare(Tied())
+    net = Tied()
+    agent.prepare(net)
     net(numbers(4, 3, seed=agent.rank)).square().mean().backward()
-    assert net.inside.weight is net.outside.weight
-    return net.inside.weight.grad.flatten().tolist()
+    assert net.inside.weight is net.outside.weight and net.inside.weight.grad is not None
+    grad: list[float] = net.inside.weight.grad.flatten().tolist()
+    return grad
 
 
 @every_link
@@ -243,12 +250,14 @@ def test_a_shared_parameter_is_exchanged_once_with_its_whole_gradient(link: str)
 
 def frozen(agent: Agent) -> tuple[bool, list[float]]:
     net = mlp()
-    net[0].requires_grad_(False)
-    before = net[0].weight.clone()
+    first = net[0]
+    assert isinstance(first, nn.Linear)
+    first.requires_grad_(False)
+    before = first.weight.clone()
     net, optimizer = agent.prepare(net, torch.optim.SGD(net.parameters(), 0.1))
     net(numbers(4, 6, seed=agent.rank)).square().mean().backward()
     optimizer.step()
-    return net[0].weight.grad is None and torch.equal(net[0].weight, before), flat(net)
+    return first.weight.grad is None and torch.equal(first.weight, before), flat(net)
 
 
 @every_link
@@ -309,7 +318,7 @@ def statistics(rank: int) -> list[list[float]]:
 
 @every_link
 def test_buffers_become_the_mean_the_first_agents_or_stay(link: str) -> None:
-    """(Running statistics are linear in each batch's, so the mean of all steps is the mean of what each would have alone.)"""
+    """(Running statistics are linear in each batch's: the mean of all steps is the mean of what each has alone.)"""
     lives = agents(2, normed, "mean", link=link)
     assert lives[0] == lives[1]
     for got, a, b in zip(lives[0], statistics(0), statistics(1), strict=True):
@@ -326,11 +335,12 @@ def test_buffers_become_the_mean_the_first_agents_or_stay(link: str) -> None:
 
 def starts_otherwise(agent: Agent) -> tuple[str, list[float]]:
     torch.manual_seed(agent.rank)
-    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    net[1].running_mean.fill_(agent.rank + 5)
-    net[1].num_batches_tracked.fill_(agent.rank + 7)
-    agent.prepare(net)
-    return agent.digest(), [*net[1].running_mean.tolist(), float(net[1].num_batches_tracked)]
+    norm = nn.BatchNorm1d(3)
+    assert norm.running_mean is not None and norm.num_batches_tracked is not None
+    norm.running_mean.fill_(agent.rank + 5)
+    norm.num_batches_tracked.fill_(agent.rank + 7)
+    agent.prepare(nn.Sequential(nn.Linear(3, 3), norm))
+    return agent.digest(), [*norm.running_mean.tolist(), float(norm.num_batches_tracked)]
 
 
 @every_link
@@ -359,7 +369,9 @@ def differing(agent: Agent) -> None:
 
 
 def differing_strategies(agent: Agent) -> None:
-    agent.prepare(nn.Linear(2, 2), strategy="allreduce(topology=ring)" if agent.rank == 1 else "allreduce(topology=star)")
+    agent.prepare(
+        nn.Linear(2, 2), strategy="allreduce(topology=ring)" if agent.rank == 1 else "allreduce(topology=star)"
+    )
 
 
 def differing_buffers(agent: Agent) -> None:
@@ -406,7 +418,7 @@ def test_sparse_gradients_are_refused(link: str) -> None:
     [
         (lambda: (nn.Linear(2, 2), torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)), "no prepared model"),
         (lambda: (nn.Linear(2, 2, device="meta"),), "on meta"),
-        (lambda: (nn.Linear(2, 2).to(torch.complex64),), "complex64"),
+        (lambda: (nn.Linear(2, 2, dtype=torch.complex64),), "complex64"),
         (lambda: (), "no model"),
         (lambda: (nn.Linear(2, 2), "a string"), "not a str"),
     ],
@@ -485,7 +497,9 @@ def stop_at(agent: Agent, rank: int, step: int, how: str) -> str:
     net, optimizer = agent.prepare(net, torch.optim.SGD(net.parameters(), 0.01))
     for i in range(200):
         if (agent.rank, i) == (rank, step):
-            {"leaves": leave, "raises": raise_, "is killed": kill_trainer, "its courier is killed": kill_courier}[how](agent)
+            {"leaves": leave, "raises": raise_, "is killed": kill_trainer, "its courier is killed": kill_courier}[how](
+                agent
+            )
             if how == "leaves":
                 return "left"
         net(numbers(2, 300, seed=i)).sum().backward()

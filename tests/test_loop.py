@@ -7,6 +7,7 @@ import os
 import select
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -131,9 +132,12 @@ def test_calls_run_in_the_thread_of_the_loop_and_in_order(loop: Loop) -> None:
     seen: list[tuple[int, int]] = []
     waiter = Waiter()
 
+    def see(i: int) -> None:
+        seen.append((i, threading.get_ident()))
+
     def many() -> None:
         for i in range(1000):
-            loop.call(lambda i=i: seen.append((i, threading.get_ident())))
+            loop.call(partial(see, i))
         loop.call(waiter.complete)
 
     thread = threading.Thread(target=many)

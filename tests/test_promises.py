@@ -16,11 +16,12 @@ from typing import Any
 import psutil
 import pytest
 import torch
-
-import stretto
 import trainings
 from contracts.parts import graphs
 from processes import agents
+
+import stretto
+from stretto import workloads
 from stretto.agent import Agent
 from stretto.core import Member
 from stretto.errors import NetworkError, UsageError
@@ -29,6 +30,7 @@ from stretto.links.connect import Switchboard, listen_tcp
 from stretto.links.handshake import ANYONE, Claim, Handshake, Purpose, prove
 from stretto.links.loop import Loop
 from stretto.links.tls import make_certificate
+from stretto.workloads.train import train as learn
 
 pytestmark = pytest.mark.network
 every_link = pytest.mark.parametrize("link", ["tcp", "shm"])
@@ -43,7 +45,7 @@ def train(size: int, strategy: str, link: str, *, epochs: int = 1, width: int = 
 def strategies(link: str) -> list[str]:
     """Every topology; on shared memory also what it does itself."""
     along = [f"allreduce(topology={t})" for t in graphs()]
-    return along + ["allreduce(topology=native)"] if link == "shm" else along
+    return [*along, "allreduce(topology=native)"] if link == "shm" else along
 
 
 # 1. Right
@@ -67,6 +69,19 @@ def test_all_agents_have_the_same_digest_at_every_step_of_a_longer_run(link: str
     assert len(set(first)) == len(first) > 16
     assert all(life["digests"] == first for life in lives)
     assert len({life["agent"] for life in lives}) == 1
+
+
+def learns_digits(agent: Agent) -> float:
+    return learn(agent, workloads.get("digits"), "mlp", strategy="allreduce", epochs=4, seed=0).accuracy
+
+
+def test_four_agents_learn_digits_as_well_as_one_process() -> None:
+    """One seed of what benchmarks/accuracy.py measures with five, for three models."""
+    with stretto.join(environ={}) as agent:
+        alone = learns_digits(agent)
+    together = agents(4, learns_digits)
+    assert set(together) == {together[0]}
+    assert alone > 0.85 and abs(together[0] - alone) <= 0.005
 
 
 # 2. Real = simulated
@@ -253,7 +268,7 @@ _SIOCSIFFLAGS, _UP = 0x8914, 0x1
 
 
 def in_a_network_of_its_own(function: Callable[[], Any]) -> Any:
-    """``function()`` in a forked process with a network namespace of its own, in which only loopback is; skips where none is to be had."""
+    """``function()`` in a process with a network namespace of its own, with loopback alone; skips if there is none."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -283,7 +298,7 @@ def in_a_network_of_its_own(function: Callable[[], Any]) -> Any:
 
 
 def sends_much(agent: Agent) -> tuple[int, int, int]:
-    """(wire_sent, wire_received, what the interface says went over it) of some steps; all agents begin and end together."""
+    """(wire_sent, wire_received, what the interface counted) over some steps; all agents begin and end together."""
     net = agent.prepare(torch.nn.Linear(700, 700))
 
     def counters() -> tuple[int, int, int]:

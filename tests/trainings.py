@@ -24,7 +24,9 @@ BATCH = 8
 
 def model(width: int = 32) -> nn.Module:
     torch.manual_seed(11)
-    return nn.Sequential(nn.Linear(FEATURES, width), nn.Tanh(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, CLASSES))
+    return nn.Sequential(
+        nn.Linear(FEATURES, width), nn.Tanh(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, CLASSES)
+    )
 
 
 def data() -> tuple[Tensor, Tensor]:
@@ -84,11 +86,10 @@ def simulated(size: int, strategy: str, epochs: int, width: int, *, native: bool
             [net], allocate=lambda n: torch.zeros(n, dtype=torch.uint8), send=send, rank=link.rank, size=link.size
         )
         shard = Shard(data(), BATCH, epochs=epochs, seed=3, rank=link.rank, size=link.size, on_batch=weigh)
-        digests, step = [digest(net)], 0
-        for x, y in shard:
+        digests = [digest(net)]
+        for step, (x, y) in enumerate(shard, 1):
             with torch.enable_grad():
                 functional.cross_entropy(net(x), y).backward()
-            step += 1
             for number, flat in enumerate(sent):
                 await session.mean(link, number, flat, step)
             sent.clear()

@@ -59,10 +59,12 @@ KINDS: Final[dict[str, Kind]] = {
 STREAMS: Final = ("tcp", "tls", "unix")
 
 
-def run(kind: str, size: int, make: Callable[[Link], Coroutine[Any, Any, Any]], *, keep_errors: bool = False) -> list[Any]:
+def run(
+    kind: str, size: int, make: Callable[[Link], Coroutine[Any, Any, Any]], *, keep_errors: bool = False
+) -> list[Any]:
     """Run ``make(link)`` for every agent over one exchange; their results by rank.
 
-    The first error, by rank, that is no consequence of another's is raised; with ``keep_errors`` errors are among the results.
+    The first error by rank that is no consequence of another's is raised; with ``keep_errors`` errors are results too.
     """
     results = KINDS[kind](size, make)
     if not keep_errors:
@@ -117,11 +119,13 @@ def listen(over: str) -> tuple[socket.socket, str]:
     return listener, f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-def _live(
-    rank: int, epoch: Epoch, secret: str, listener: socket.socket, over: str, make: Make
-) -> Lived:
+def _live(rank: int, epoch: Epoch, secret: str, listener: socket.socket, over: str, make: Make) -> Lived:
     loop = Loop()
-    mesh = Mesh(loop, rank, epoch, lambda peer: board.dial(peer))
+
+    def dial(peer: int) -> None:
+        board.dial(peer)
+
+    mesh = Mesh(loop, rank, epoch, dial)
     board = Switchboard(
         loop,
         rank,

@@ -59,8 +59,8 @@ def run(command: str, say: Callable[[str], None]) -> Section:
         say(f"{link}: a death was known {1e3 * max(late):.2f} ms after it was asked for, at worst")
     headers = ("what", "who", "idle, ms", "beside Python, ms", "times", "goal", "reached")
     about = (
-        "2 agents. Beside Python: the thread that began the exchange runs a loop of arithmetic until the result is there. "
-        f"A death: an agent and its courier are gone in the middle of an exchange; {DEATHS} times."
+        "2 agents. Beside Python: the thread that began the exchange runs a loop of arithmetic until the result is "
+        f"there. A death: an agent and its courier are gone in the middle of an exchange; {DEATHS} times."
     )
     return Section(
         title="Exchange beside Python", command=command, about=about, headers=headers, cells=tuple(cells), data=data

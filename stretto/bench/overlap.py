@@ -102,9 +102,9 @@ def run(command: str, say: Callable[[str], None]) -> Section:
                 )
                 say(f"backward {case}, {name}: {row[-1]} hidden")
     about = (
-        f"2 agents, {LAYERS} layers of {WIDTH * WIDTH * 4 >> 20} MiB. Hidden is 1 - (step with exchange - step without) / "
-        f"the same buckets exchanged alone. Backward sleeps {1e3 * NAP:.0f} ms a layer, which leaves a core free as a GPU "
-        f"would, or computes on {BATCH} rows."
+        f"2 agents, {LAYERS} layers of {WIDTH * WIDTH * 4 >> 20} MiB. Hidden is 1 - (step with exchange - step "
+        f"without) / the same buckets exchanged alone. Backward sleeps {1e3 * NAP:.0f} ms a layer, which leaves a core "
+        f"free as a GPU would, or computes on {BATCH} rows."
     )
     headers = ("backward", "who", "exchange alone, ms", "step grows by, ms", "hidden", "goal", "reached")
     return Section(title="Overlap", command=command, about=about, headers=headers, cells=tuple(cells), data=data)

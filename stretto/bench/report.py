@@ -111,8 +111,9 @@ def page(sections: Sequence[Section], where: Machine) -> str:
         f"load of the machine before it began: {where.load}.",
         "",
         "One thread an agent. Contenders take turns in the same processes, each turn begins at a barrier, the order",
-        "rotates. A time lasts from the last agent's beginning to the last one's end. Numbers are medians, with quartiles",
-        "in brackets; a ratio is the median of the rounds' ratios. What was exchanged was compared with the right result.",
+        "rotates. A time lasts from the last agent's beginning to the last one's end. Numbers are medians, with",
+        "quartiles in brackets; a ratio is the median of the rounds' ratios. What was exchanged was compared with the",
+        "right result.",
     ]
     for s in sections:
         lines += ["", f"## {s.title}", "", f"`{s.command}`", "", *([s.about, ""] if s.about else [])]

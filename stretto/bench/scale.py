@@ -69,9 +69,9 @@ def run(agents: Sequence[int], command: str, say: Callable[[str], None]) -> Sect
         "KB sent by an agent, mean",
     )
     about = (
-        f"All-reduce of {NUMEL * 4 >> 10} KB over tcp. Here all agents share the cores: compare ms / agents. Connections "
-        "are of one agent, with the at most 5 (two neighbours, and a binary tree) that measuring the network needs. "
-        "Simulated with 0.1 ms of delay and 1 Gbit/s an agent."
+        f"All-reduce of {NUMEL * 4 >> 10} KB over tcp. Here all agents share the cores: compare ms / agents. "
+        "Connections are of one agent, with the at most 5 (two neighbours, and a binary tree) that measuring the "
+        "network needs. Simulated with 0.1 ms of delay and 1 Gbit/s an agent."
     )
     return Section(
         title="Cost of an agent", command=command, about=about, headers=headers, cells=tuple(cells), data=data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from typing import Any, Final
 
@@ -74,8 +75,8 @@ def run(
             found += of_case
             say(f"{n} agents, {case}: " + ", ".join(f"{r.contender} {r.ms.median:.1f} ms" for r in of_case))
     about = (
-        f"Milliseconds a step of forward, backward, exchange and SGD, batches of {BATCH} an agent; turns of {BLOCK} steps. "
-        "All train on the same batches, and those that exchange must come to the same weights."
+        f"Milliseconds a step of forward, backward, exchange and SGD, batches of {BATCH} an agent; turns of {BLOCK} "
+        "steps. All train on the same batches, and those that exchange must come to the same weights."
     )
     return compared("Training step", command, about, found, (DDP, NONE))
 
@@ -111,7 +112,7 @@ def _measure(team: Team, trainees: dict[str, Trainee]) -> dict[str, list[float]]
             trainees[name].step(*batches[done[name] % len(batches)])
             done[name] += 1
 
-    return take_turns(team, {name: (lambda name=name: block(name)) for name in trainees}, ROUNDS)
+    return take_turns(team, {name: partial(block, name) for name in trainees}, ROUNDS)
 
 
 def _compare(team: Team, trainees: dict[str, Trainee]) -> None:

@@ -1,9 +1,9 @@
 """The processes of a benchmark: forked from this one or started by ``mpirun``, with a barrier of no contender's.
 
 Theory of operation. All map one piece of memory of the launcher: a futex barrier, and a row of numbers an agent, which
-is how times are gathered. The first process writes what was found as JSON lines, which the launcher yields. The launcher
-also has the coordinators through which they join as agents do. Whatever ends the launcher ends them: they ask the
-kernel for that.
+is how times are gathered. The first process writes what was found as JSON lines, which the launcher yields. The
+launcher also has the coordinators through which they join as agents do. Whatever ends the launcher ends them: they ask
+the kernel for that.
 """
 
 from __future__ import annotations

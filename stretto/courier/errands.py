@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import select
@@ -56,6 +57,7 @@ def be_courier(place: Place, pair: socket.socket, trainer: int) -> NoReturn:
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        gc.freeze()  # what the trainer has open is closed here, and must not be closed again when it is collected
         _close_others({0, 1, 2, pair.fileno(), place.coordinator.fileno(), *(s.fileno() for s in place.listeners)})
         torch.set_num_threads(1)
         _Errands(place, pair, trainer).run()

@@ -74,10 +74,9 @@ class Arena:
                 f"cannot map the shared memory of process {pid}: {e}; agents that share memory "
                 "need one user and one /proc: use --link tcp"
             ) from e
-        try:
-            return cls(mine, nbytes)
-        finally:
-            os.close(mine)
+        arena = cls(mine, nbytes)
+        arena.close()
+        return arena
 
     def tensor(self, offset: int, numel: int, dtype: torch.dtype) -> Tensor:
         """``numel`` elements at byte ``offset``, shared."""
@@ -85,7 +84,9 @@ class Arena:
 
     def close(self) -> None:
         """Give the descriptor back; memory that tensors still use stays."""
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     def offset_of(self, x: Tensor) -> int | None:
         """Where in this arena ``x`` begins, or None."""

@@ -72,7 +72,7 @@ def encode(channel: int, tag: int, payload: Payload) -> tuple[bytes, list[memory
     if len(payload) == 1 and payload[0].dim() == 1 and payload[0].is_contiguous():
         x = payload[0]
         n = x.numel()
-        length = n * x.element_size()
+        length = _bounded(n * x.element_size())
         head = _vector.pack(DATA, 1, 10, tag, channel, length, _codes[x.dtype], 1, n)
         return head, [view_of(x)] if n else [], length
     if len(payload) > MOST_TENSORS:
@@ -82,10 +82,16 @@ def encode(channel: int, tag: int, payload: Payload) -> tuple[bytes, list[memory
         descriptor += struct.pack(f"<BB{x.dim()}Q", _codes[x.dtype], x.dim(), *x.shape)
         length += x.numel() * x.element_size()
         if x.numel():
+            _bounded(length)
             views.append(view_of(x.contiguous()))
+    head = _header.pack(DATA, len(payload), len(descriptor), tag, channel, _bounded(length))
+    return head + descriptor, views, length
+
+
+def _bounded(length: int) -> int:
     if length > LARGEST_BODY:
         raise ProtocolError(f"a message of {length} bytes is more than {LARGEST_BODY}; send it in parts")
-    return _header.pack(DATA, len(payload), len(descriptor), tag, channel, length) + descriptor, views, length
+    return length
 
 
 def tensors(frame: Frame, body: bytearray | memoryview) -> Payload:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from worlds import KINDS, STREAMS, Lived, raise_first, run, run_streams
 
 from contracts.parts import graphs
 from stretto.codecs import Identity
@@ -14,7 +15,6 @@ from stretto.core import ANY, Link, Topology
 from stretto.errors import PeerLost, ProtocolError
 from stretto.exchanges import AllReduce
 from stretto.links.channel import WINDOW
-from worlds import KINDS, STREAMS, Lived, raise_first, run, run_streams
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_stream = pytest.mark.parametrize("kind", STREAMS)
@@ -189,9 +189,7 @@ def test_every_dtype_and_shape_arrives_bit_for_bit(kind: str) -> None:
         for i, payload in enumerate(forms):
             got = (await link.recv(0, i)).payload
             pairs = list(zip(got, payload, strict=True))
-            same.append(
-                all(a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b) for a, b in pairs)
-            )
+            same.append(all(a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b) for a, b in pairs))
         return same
 
     assert all(run(kind, 2, once)[1])
