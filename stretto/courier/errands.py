@@ -239,10 +239,15 @@ class _Errands:
         why = "it finished and left while others went on; give all agents the same number of steps (agent.shard does)"
         self._reasons[rank] = f"agent {self._place.rank} lost agent {rank}: {why}"
         self._trace.event("left", peer=rank)
-        if not self._mesh.meets(rank):
-            self._mesh.lose(rank, why)
+        self._loop.spawn(self._give_up(rank, why))
         if self._place.board is not None:
             self._place.board.break_off(rank)
+
+    async def _give_up(self, rank: int, why: str) -> None:
+        """A connection that it made last may still be on its way to us; its end is noticed by itself."""
+        await self._loop.sleep(_LINGER / 2)
+        if not self._mesh.meets(rank):
+            self._mesh.lose(rank, why)
 
     async def _leave(self) -> None:
         """Say goodbye, and keep reading for a moment so that closing does not reset what peers still have to read."""

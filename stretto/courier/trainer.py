@@ -163,8 +163,7 @@ class Courier:
             self._hear()
         answer = self._answers.pop(number)
         if isinstance(answer, Failed):
-            kind = getattr(errors, answer.error, StrettoError)
-            raise PeerLost(answer.message, answer.peer) if kind is PeerLost else kind(answer.message)
+            raise _as_raised(answer)
 
     def _tell(self, order: Order) -> None:
         try:
@@ -183,3 +182,13 @@ class Courier:
         if not isinstance(answer, Counted):
             self._answers[answer.number] = answer
         return answer
+
+
+def _as_raised(failed: Failed) -> StrettoError:
+    """The courier's error, of its own kind, whatever that kind's constructor takes."""
+    kind = getattr(errors, failed.error, StrettoError)
+    error: StrettoError = kind.__new__(kind)
+    error.args = (failed.message,)
+    if isinstance(error, PeerLost):
+        error.peer = failed.peer
+    return error

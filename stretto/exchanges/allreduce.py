@@ -27,7 +27,7 @@ from stretto.exchanges.doubling import double
 from stretto.exchanges.owners import mean_by_owners
 from stretto.exchanges.plan import Plan
 from stretto.topologies.auto import Auto
-from stretto.topologies.butterfly import WHOLE, Butterfly
+from stretto.topologies.butterfly import Butterfly
 from stretto.topologies.native import Native as Own
 
 AHEAD = 4
@@ -81,7 +81,7 @@ class AllReduce:
         if isinstance(topology, Own):
             await _native(link, flat)
             return
-        if isinstance(topology, Butterfly) and flat.nbytes <= WHOLE:
+        if isinstance(topology, Butterfly) and topology.whole(link.size, flat.nbytes):
             await double(link, flat)
             return
         plan = plans.prepare(

@@ -3,6 +3,9 @@
 After round k every agent holds the sum of its group of 2^(k+1). Two partners add the same two sums, and a + b = b + a
 also in floating point, so all agents end with the same bits. Agents beyond the largest power of two send theirs to a
 partner before, and get the result after (Thakur, Rabenseifner and Gropp 2005, section 4.3).
+
+What arrives is received in pieces, and each is added to while the next is on its way. Sums form in the buffer that was
+received into, so that a tensor that is still being sent is never written.
 """
 
 from __future__ import annotations
@@ -12,29 +15,41 @@ from torch import Tensor
 
 from stretto.core import Link
 
-_BEFORE, _AFTER, _ROUNDS = 0, 1, 2
+PIECE = 256 << 10
+"""Bytes of a piece: a few of them hide adding behind receiving, and stay in cache."""
 
 
 async def double(link: Link, x: Tensor) -> None:
     """``x`` (1-d) becomes its mean over agents, in place."""
     core = 1 << (link.size.bit_length() - 1)
-    rank, other = link.rank, torch.empty_like(x)
+    rank, extra = link.rank, link.rank + core
+    pieces = -(-x.nbytes // PIECE)
     if rank >= core:
-        link.post(rank - core, (x,), _BEFORE)
-        await link.recv(rank - core, _AFTER, x)
+        link.post(rank - core, (x,), 0)
+        await link.recv(rank - core, 1, x)
         return
-    if rank + core < link.size:
-        await link.recv(rank + core, _BEFORE, other)
-        x.add_(other)
-    distance, tag = 1, _ROUNDS
+    now, spare = x, torch.empty_like(x)
+    if extra < link.size:
+        await link.recv(extra, 0, spare)
+        x.add_(spare)
+    distance, tag = 1, 2
     while distance < core:
         partner = rank ^ distance
-        link.post(partner, (x,), tag)
-        await link.recv(partner, tag, other)
+        mine, theirs = _cut(now, pieces), _cut(spare, pieces)
+        arrivals = [link.recv(partner, tag + i, t) for i, t in enumerate(theirs)]
+        for i, t in enumerate(mine):
+            link.post(partner, (t,), tag + i)
+        for arrival, other, own in zip(arrivals, theirs, mine, strict=True):
+            await arrival
+            other.add_(own)
         await link.drain()
-        x.add_(other)
-        distance, tag = distance << 1, tag + 1
-    x.mul_(1 / link.size)
-    if rank + core < link.size:
-        link.post(rank + core, (x,), _AFTER)
+        now, spare = spare, now
+        distance, tag = distance << 1, tag + pieces
+    torch.mul(now, 1 / link.size, out=x)
+    if extra < link.size:
+        link.post(extra, (x,), 1)
         await link.drain()
+
+
+def _cut(x: Tensor, pieces: int) -> tuple[Tensor, ...]:
+    return x.tensor_split(pieces) if pieces > 1 else (x,)

@@ -122,15 +122,24 @@ class Switchboard:
                 if keep:
                     self._state[peer] = "answered"
             sock.settimeout(_PATIENCE)
-            sock.sendall(_KEEP if keep else _CROSSED)
             if keep:
-                self._hand_over(peer, sock)
+                self._keep(peer, sock)
             else:
+                sock.sendall(_CROSSED)
                 sock.close()
         except (OSError, NetworkError):
             sock.close()
         finally:
             self._strangers.release()
+
+    def _keep(self, peer: int, sock: socket.socket) -> None:
+        try:
+            sock.sendall(_KEEP)
+        except OSError:
+            with self._lock:
+                del self._state[peer]  # it may call again
+            raise
+        self._hand_over(peer, sock)
 
     def _reach(self, peer: int) -> None:
         reasons: list[str] = []

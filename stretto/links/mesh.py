@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stretto.core import ANY, Epoch, Network
-from stretto.errors import PeerLost, ProtocolError
+from stretto.errors import PeerLost, ProtocolError, UsageError
 from stretto.links.channel import StreamLink
 from stretto.links.loop import Loop
 from stretto.links.stream import Connection, Peer
@@ -69,6 +69,10 @@ class Mesh:
         if connection is None:
             if peer in self._lost:
                 return None
+            if not 0 <= peer < self.size or peer == self.rank:
+                raise UsageError(
+                    f"agent {self.rank} cannot reach agent {peer}: the others are among 0 to {self.size - 1}"
+                )
             connection = self._peers[peer] = self._meet(peer)
         return connection
 

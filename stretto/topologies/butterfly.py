@@ -12,18 +12,18 @@ from stretto.core import Network
 from stretto.text import named
 from stretto.topologies.graph import MESSAGE, Cost, Trees
 
-WHOLE = 128 * 1024
-"""Bytes up to which whole tensors are doubled: twice the hops saved outweigh the bytes."""
+WHOLE = 4 << 20
+"""Bytes an agent may send in all rounds of doubling whole tensors; beyond, halving them pays."""
 
 
 @named("butterfly", kind="topology")
 @dataclass(frozen=True)
 class Butterfly(Cost):
-    """2 log2(n) hops at the ring's bandwidth when n is a power of two; log2(n) hops up to ``WHOLE`` bytes.
+    """2 log2(n) hops at the ring's bandwidth when n is a power of two; log2(n) hops for small tensors.
 
     With p the largest power of two up to n, tree i is binomial: an agent's parent agrees with root i in one more of the
     leading bits. Agents from p on hang below the one p before them, which then carry the whole buffer once more. Small
-    tensors are not halved: partners exchange them whole (:mod:`stretto.exchanges.doubling`).
+    tensors are not halved: partners exchange them whole (see :meth:`whole`).
     """
 
     kind: ClassVar[str] = "topology"
@@ -31,13 +31,20 @@ class Butterfly(Cost):
     def graph(self, hosts: tuple[int, ...]) -> Trees:
         return _butterfly(len(hosts))
 
+    def whole(self, size: int, nbytes: int) -> bool:
+        """Are tensors of ``nbytes`` exchanged whole?"""
+        return _rounds(size) * nbytes <= WHOLE
+
     def seconds(self, hosts: tuple[int, ...], nbytes: int, network: Network) -> float:
-        if nbytes > WHOLE:
+        if not self.whole(len(hosts), nbytes):
             return super().seconds(hosts, nbytes, network)
-        size = len(hosts)
-        core = 1 << (size.bit_length() - 1)
-        rounds = core.bit_length() - 1 + (2 if core < size else 0)
-        return rounds * (network.delay + MESSAGE + nbytes / network.rate)
+        return _rounds(len(hosts)) * (network.delay + MESSAGE + nbytes / network.rate)
+
+
+def _rounds(size: int) -> int:
+    """Of doubling, with those before and after it for agents beyond the largest power of two."""
+    log = size.bit_length() - 1
+    return log + (2 if size > 1 << log else 0)
 
 
 @lru_cache(maxsize=16)
