@@ -122,9 +122,9 @@ class StreamLink:
             return receipt
         if src != ANY:
             self.mesh.reach(src)
-        for sender in list(self._untaken) if src == ANY else (src,):
-            self._lend(sender)
         self._posted.setdefault((src, tag), deque()).append(receipt)
+        for sender in list(self._untaken) if src == ANY else (src,):
+            self._keep_open(sender)
         return receipt
 
     def _find_early(self, src: int, tag: int) -> tuple[Message, int] | None:
@@ -178,25 +178,24 @@ class StreamLink:
                 return
         self._early.setdefault((src, frame.tag), deque()).append((message, frame.length))
         self._untaken[src] = self._untaken.get(src, 0) + frame.length
-        if any(k[0] in (src, ANY) for k in self._posted):
-            self._lend(src)
+        self._keep_open(src)
 
     def taken(self, src: int, length: int) -> None:
         self._owed[src] = self._owed.get(src, 0) + length
-        if self._owed[src] >= WINDOW // 2:
-            self._repay(src)
+        self._keep_open(src)
 
-    def _repay(self, src: int) -> None:
-        owed = self._owed.get(src, 0)
-        self._owed[src] = owed & 1023
-        self._grant(src, owed >> 10)
+    def _keep_open(self, src: int) -> None:
+        """Return credit in halves of the window, or as soon as the sender may have stopped for want of it.
 
-    def _lend(self, src: int) -> None:
-        """What we wait for may be behind a window that is full of what we do not wait for: open it further."""
-        untaken, limit = self._untaken.get(src, 0), WINDOW + self._lent.get(src, 0)
-        if untaken + self._owed.get(src, 0) >= limit:
-            self._repay(src)
-        if untaken >= limit - 1024:
+        The sender stops when what we did not take, and what we took and did not return, fill the window. If untaken
+        messages alone fill it, what we wait for may be behind them: then the window grows.
+        """
+        untaken, owed = self._untaken.get(src, 0), self._owed.get(src, 0)
+        limit = WINDOW + self._lent.get(src, 0)
+        if owed >= WINDOW // 2 or untaken + owed >= limit:
+            self._owed[src] = owed & 1023
+            self._grant(src, owed >> 10)
+        if untaken >= limit - 1024 and any(k[0] in (src, ANY) for k in self._posted):
             self._lent[src] = self._lent.get(src, 0) + WINDOW
             self._grant(src, WINDOW >> 10)
 

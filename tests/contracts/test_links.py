@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections import deque
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -11,9 +14,10 @@ from worlds import KINDS, STREAMS, Lived, raise_first, run, run_streams
 
 from contracts.parts import graphs
 from stretto.codecs import Identity
-from stretto.core import ANY, Link, Topology
+from stretto.core import ANY, Link, Message, Topology
 from stretto.errors import PeerLost, ProtocolError
 from stretto.exchanges import AllReduce
+from stretto.links import channel
 from stretto.links.channel import WINDOW
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -493,3 +497,32 @@ def test_bytes_are_counted_alike_at_both_ends(kind: str) -> None:
         assert sent == 400_000 + frames
         assert received in (sent, sent + goodbye)
         assert on_wire == 0 if kind == "unix" else 400_000 < on_wire < 1.05 * 400_000
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_order_of_receives_runs_dry_of_credit(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some messages are taken as they come and others later: neither alone fills the window, together they do."""
+    monkeypatch.setattr(channel, "WINDOW", 1 << 16)
+    draw = random.Random(seed)
+    sizes = [draw.randrange(1 << 10, 1 << 14) for _ in range(60)]
+    order = list(range(len(sizes)))
+    draw.shuffle(order)
+    ahead = draw.randrange(1, 12)
+
+    async def once(link: Link) -> bool:
+        other = 1 - link.rank
+        for tag, size in enumerate(sizes):
+            link.post(other, (torch.full((size,), tag, dtype=torch.uint8),), tag)
+        posted: deque[Awaitable[Message]] = deque()
+        right = True
+        for place in range(len(order) + ahead):
+            if place < len(order):
+                tag = order[place]
+                posted.append(link.recv(other, tag, torch.empty(sizes[tag], dtype=torch.uint8)))
+            if place >= ahead:
+                message = await posted.popleft()
+                right = right and bool((message.payload[0] == order[place - ahead]).all())
+        await link.drain()
+        return right
+
+    assert run("unix", 2, once) == [True, True]
