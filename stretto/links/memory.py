@@ -333,9 +333,8 @@ class Board:
             torch.add(parts[0], parts[1], out=out)
             for part in parts[2:]:
                 out.add_(part)
-            out.mul_(factor)
             for part in parts:
-                part.copy_(out)
+                torch.mul(out, factor, out=part)
 
     def _everyone(self, where: int) -> list[Arena]:
         if where not in self._views:

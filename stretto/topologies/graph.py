@@ -20,7 +20,7 @@ Ints = NDArray[np.int32]
 MESSAGE = 20e-6
 """What a message costs its sender besides its bytes (s): a system call and a few Python frames."""
 
-SMALLEST, LARGEST = 16 * 1024, 1024 * 1024
+SMALLEST, LARGEST = 16 * 1024, 2 * 1024 * 1024
 """Bounds of a chunk (bytes): below, messages cost more than their bytes; above, a chunk falls out of the cache."""
 
 
