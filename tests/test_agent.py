@@ -18,7 +18,7 @@ from stretto.agent import Agent
 from stretto.errors import Disagreement, PeerLost, UsageError
 
 pytestmark = pytest.mark.network
-every_link = pytest.mark.parametrize("link", ["tcp", "shm"])
+every_link = pytest.mark.parametrize("link", ["tcp", "shm", "c10d"])
 
 
 def numbers(*shape: int, seed: int) -> Tensor:

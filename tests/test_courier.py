@@ -17,7 +17,7 @@ from stretto.courier.trainer import SCRATCH
 from stretto.errors import Disagreement, UsageError
 
 pytestmark = pytest.mark.network
-every_link = pytest.mark.parametrize("link", ["tcp", "shm"])
+every_link = pytest.mark.parametrize("link", ["tcp", "shm", "c10d"])
 
 
 def courier_of(agent: Agent) -> Courier:

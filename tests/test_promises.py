@@ -33,7 +33,7 @@ from stretto.links.tls import make_certificate
 from stretto.workloads.train import train as learn
 
 pytestmark = pytest.mark.network
-every_link = pytest.mark.parametrize("link", ["tcp", "shm"])
+every_link = pytest.mark.parametrize("link", ["tcp", "shm", "c10d"])
 WIDE = 200
 """A width whose gradients are large messages: more than a slot of shared memory."""
 

@@ -142,7 +142,8 @@ class _Errands:
     def _hear_trainer(self, _: int) -> None:
         raw = self._pair.recv(LONGEST)
         if not raw:
-            self._over = True
+            self._loop.forget(self._pair.fileno())
+            self._loop.spawn(self._end())
             return
         order = read_order(raw)
         match order:
@@ -248,6 +249,12 @@ class _Errands:
         await self._loop.sleep(_LINGER / 2)
         if not self._mesh.meets(rank):
             self._mesh.lose(rank, why)
+
+    async def _end(self) -> None:
+        """The trainer is gone without a word. Gloo drops what peers have not read yet, so there they get a moment."""
+        if self._place.link == "c10d":
+            await self._loop.sleep(_LINGER / 2)
+        self._over = True
 
     async def _leave(self) -> None:
         """Say goodbye, and keep reading for a moment so that closing does not reset what peers still have to read."""

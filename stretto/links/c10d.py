@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final, TypeAlias
@@ -29,6 +30,7 @@ from stretto.links.stream import Peer
 _FOREVER: Final = timedelta(days=30)
 """Gloo wants a timeout; deaths are noticed by connections instead."""
 _GOODBYE: Final = 0
+_WORD, _WORDS = 0.05, 40
 
 Gloo: TypeAlias = Any
 """A ``ProcessGroupGloo`` or a store: torch gives no types for them."""
@@ -102,10 +104,18 @@ class GroupMesh(Mesh):
                 self.groups.sums.allreduce([x]).wait()
                 x.mul_(scale)
             except RuntimeError as e:
-                lost = PeerLost(f"agent {self.rank} was in an all-reduce when another agent left: Gloo says {e}")
-                self.loop.call(_later(done.complete, None, lost))
+                self.loop.call(_later(self.loop.spawn, self._fail(done, str(e))))
                 return
             self.loop.call(done.complete)
+
+    async def _fail(self, done: Waiter, why: str) -> None:
+        """Gloo does not say who left; the coordinator, or a connection that ends, soon does."""
+        for _ in range(_WORDS):
+            if self._lost:
+                break
+            await self.loop.sleep(_WORD)
+        nobody = PeerLost(f"agent {self.rank} was in an all-reduce when another agent left; Gloo says: {why}")
+        done.complete(error=next(iter(self._lost.values()), nobody))
 
 
 class GroupLink(StreamLink):
@@ -148,6 +158,9 @@ class GroupPeer(Peer):
         return 0, 0
 
     def close(self, error: PeerLost | None = None) -> None:
+        until = time.monotonic() + _WORD * _WORDS
+        while self._open and not self._out.empty() and time.monotonic() < until:
+            time.sleep(0.001)  # what is queued still goes, as a socket's buffer does
         self._open = False
         super().close(error)
 
@@ -189,5 +202,5 @@ class GroupPeer(Peer):
                 self.take(frame, body)
 
 
-def _later(function: Callable[..., None], *args: object) -> Callable[[], None]:
+def _later(function: Callable[..., object], *args: object) -> Callable[[], object]:
     return lambda: function(*args)

@@ -124,7 +124,7 @@ class Loop:
         self._on: dict[int, Callable[[int], None]] = {}
         self._timers: list[tuple[float, int, Waiter]] = []
         self._order = itertools.count()
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[Callable[[], object]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.get_ident()
         self.watch(self._wake, select.EPOLLIN, self._woken)
@@ -155,7 +155,7 @@ class Loop:
         if self._on.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def call(self, function: Callable[[], None]) -> None:
+    def call(self, function: Callable[[], object]) -> None:
         """Run ``function`` in the loop's thread; may be called from any thread."""
         self._calls.append(function)
         if threading.get_ident() != self._thread:
