@@ -15,7 +15,7 @@ from stretto.topologies.auto import Auto
 def allreduce(*, topology: Topology | str = Auto(), codec: Codec | str = Identity()) -> Strategy:  # noqa: B008
     """N agents do what one process would do on the whole batch.
 
-    A death costs the step it happens in: no survivor applies it, and it is repeated without the dead agent.
+    A death costs the run: every agent stops in the step it happened in, with a ``PeerLost`` that names who went.
 
     >>> str(allreduce(topology="ring"))
     'allreduce(topology=ring)'
