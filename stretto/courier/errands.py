@@ -140,7 +140,10 @@ class _Errands:
         self._mesh.close()
 
     def _hear_trainer(self, _: int) -> None:
-        raw = self._pair.recv(LONGEST)
+        try:
+            raw = self._pair.recv(LONGEST)
+        except ConnectionError:  # it ended with an answer unread
+            raw = b""
         if not raw:
             self._loop.forget(self._pair.fileno())
             self._loop.spawn(self._end())

@@ -159,7 +159,7 @@ class GroupPeer(Peer):
 
     def close(self, error: PeerLost | None = None) -> None:
         until = time.monotonic() + _WORD * _WORDS
-        while self._open and not self._out.empty() and time.monotonic() < until:
+        while error is None and self._open and not self._out.empty() and time.monotonic() < until:
             time.sleep(0.001)  # what is queued still goes, as a socket's buffer does
         self._open = False
         super().close(error)

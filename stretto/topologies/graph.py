@@ -7,6 +7,7 @@ it. A ring is *n* chains, a star one flat tree, recursive halving and doubling *
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -183,11 +184,11 @@ def seconds(load: Load, nbytes: int, network: Network) -> float:
     return max(path, busy) + min(path, busy) / load.trees
 
 
-class Cost:
+class Cost(ABC):
     """Gives a topology its ``seconds`` from its own ``graph``."""
 
-    def graph(self, hosts: tuple[int, ...]) -> Graph:
-        raise NotImplementedError
+    @abstractmethod
+    def graph(self, hosts: tuple[int, ...]) -> Graph: ...
 
     def seconds(self, hosts: tuple[int, ...], nbytes: int, network: Network) -> float:
         return seconds(_load_of(self, hosts), nbytes, network) if len(hosts) > 1 else 0.0
