@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 say     = @printf '\n== %s\n' "$(1)"
 
-.PHONY: demo test lint fuzz bench accuracy docs clean
+.PHONY: demo test lint fuzz bench faults laboratory accuracy docs clean
 
 demo: $(STAMP)
 	@$(BIN)/stretto demo
@@ -34,6 +34,12 @@ fuzz: $(STAMP)
 bench: $(STAMP)
 	@mkdir -p docs/results
 	@$(BIN)/stretto bench all --folder docs/results
+
+faults: $(STAMP)
+	@$(BIN)/python benchmarks/faults.py
+
+laboratory: $(STAMP)
+	@$(BIN)/python benchmarks/laboratory.py
 
 accuracy: $(STAMP)
 	@$(BIN)/python benchmarks/accuracy.py

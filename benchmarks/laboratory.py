@@ -1,15 +1,9 @@
-"""All-reduce between hosts of a network laboratory, against the bound that one plain stream sets there.
+"""All-reduce between hosts of a laboratory, against the bound that one plain stream sets there. Needs root.
 
-    python benchmarks/laboratory.py [LABORATORY] [--only NAME] [--json PATH]
+    python benchmarks/laboratory.py [--only NAME] [--json PATH]
 
-LABORATORY (or $STRETTO_NETLAB) is a command that makes a network of hosts on one machine, as root:
-
-    LABORATORY up --hosts N --rate 100mbit --delay 5ms      hosts 0..N-1, at 10.77.0.1 and on; the delay is one way
-    LABORATORY exec HOST -- COMMAND
-    LABORATORY down
-
-Without one this says so and ends well. On every host runs a real agent's courier, and connections go through TLS, as
-they do between machines. Time is from the last agent's beginning to the last one's end (one machine, one clock).
+On every host runs a real agent's courier, and connections go through TLS, as they do between machines. Time is from the
+last agent's beginning to the last one's end (one machine, one clock).
 
 The bound of an all-reduce of B bytes over n agents at a rate R is 2(n-1)/n · B/R. A small one needs a number of
 one-way delays.
@@ -20,8 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -30,11 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from stretto.lab import Laboratory
+
 HERE = Path(__file__).resolve()
 AGENT, STREAM = HERE.with_name("laboratory_agent.py"), HERE.with_name("laboratory_stream.py")
 AGENTS = 4
 CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
-ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 COORDINATOR_PORT = 29471
 GOAL, SLACK = 0.92, 1.15
 STREAM_SECONDS = 2.0
@@ -62,53 +55,22 @@ ONE_WAY_DELAYS = {"butterfly": 2, "tree": 4, "star": 2, "auto": 2}
 """Of the 4 KB case, 4 agents: log2(n) exchanges whole; up and down a binary tree of height 2; up and down."""
 
 
-class Laboratory:
-    """The command, and the congestion control that every host of it is told to use."""
-
-    def __init__(self, command: str, congestion: str) -> None:
-        self.command, self.congestion = command, congestion
-
-    @contextlib.contextmanager
-    def up(self, case: Case) -> Iterator[None]:
-        delay, rate = f"{case.delay * 1e3:g}ms", f"{case.rate / 1e6:g}mbit"
-        subprocess.run(
-            [self.command, "up", "--hosts", str(AGENTS), "--rate", rate, "--delay", delay],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        try:
-            for host in range(AGENTS):
-                self.pin(host)
-            yield
-        finally:
-            subprocess.run([self.command, "down"], check=True, stdout=subprocess.DEVNULL)
-
-    def pin(self, host: int) -> None:
-        asked = ["sysctl", "-qw", f"net.ipv4.tcp_congestion_control={self.congestion}"]
-        if self.start(host, asked, stderr=subprocess.DEVNULL).wait():
-            sys.exit(
-                f"host {host} may not use {self.congestion}; name one of: {ALLOWED.read_text().strip()}, "
-                f"or allow it in {ALLOWED}"
-            )
-
-    def start(self, host: int, command: list[str], **more: Any) -> subprocess.Popen[str]:
-        return subprocess.Popen([self.command, "exec", str(host), "--", *command], text=True, **more)
-
-    def python(self, host: int, script: Path, *arguments: str, **more: Any) -> subprocess.Popen[str]:
-        return self.start(host, [sys.executable, str(script), *arguments], **more)
+def laboratory(case: Case, congestion: str) -> Laboratory:
+    return Laboratory(AGENTS, rate=f"{case.rate / 1e6:g}mbit", delay=f"{case.delay * 1e3:g}ms", congestion=congestion)
 
 
-def address(host: int) -> str:
-    return f"10.77.0.{host + 1}"
+def python(lab: Laboratory, host: int, script: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A script of ours on a host; its output is read here."""
+    return lab.start(host, [sys.executable, str(script), *arguments], stdout=subprocess.PIPE, text=True)
 
 
-def measure(laboratory: Laboratory, case: Case) -> Iterator[dict[str, Any]]:
+def measure(case: Case, congestion: str) -> Iterator[dict[str, Any]]:
     """One row a topology."""
-    with laboratory.up(case):
-        stream = plain_streams(laboratory, case, [(1, 0)])
-        crowd = plain_streams(laboratory, case, [(host, (host + 1) % AGENTS) for host in range(AGENTS)])
+    with laboratory(case, congestion) as lab:
+        stream = plain_streams(lab, case, [(1, 0)])
+        crowd = plain_streams(lab, case, [(host, (host + 1) % AGENTS) for host in range(AGENTS)])
         for topology in case.topologies:
-            found = all_reduce(laboratory, case, topology)
+            found = all_reduce(lab, case, topology)
             yield {
                 "case": case.name,
                 "topology": topology,
@@ -136,13 +98,13 @@ def judged(case: Case, topology: str, rate: float, seconds: list[float]) -> dict
     }
 
 
-def plain_streams(laboratory: Laboratory, case: Case, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def plain_streams(lab: Laboratory, case: Case, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """Plain TCP from a host to another, for all ``pairs`` at once: the slowest one's rate (bytes/s) in its second half,
     and how long a message of 4 KB is on its way (s)."""
     total, ping = str(int(case.rate / 8 * STREAM_SECONDS)), str(4 << 10)
     with contextlib.ExitStack() as stack:
         ends = [
-            stack.enter_context(laboratory.python(host, STREAM, what, address(to), total, ping, stdout=subprocess.PIPE))
+            stack.enter_context(python(lab, host, STREAM, what, lab.address(to), total, ping))
             for what, side in (("receive", 1), ("send", 0))
             for pair in pairs
             for host, to in ((pair[side], pair[1]),)
@@ -156,11 +118,11 @@ def plain_streams(laboratory: Laboratory, case: Case, pairs: Sequence[tuple[int,
     }
 
 
-def all_reduce(laboratory: Laboratory, case: Case, topology: str) -> dict[str, Any]:
+def all_reduce(lab: Laboratory, case: Case, topology: str) -> dict[str, Any]:
     """An agent on each host; seconds of every round."""
     ask = json.dumps(
         {
-            "coordinator": f"{address(0)}:{COORDINATOR_PORT}",
+            "coordinator": f"{lab.address(0)}:{COORDINATOR_PORT}",
             "size": AGENTS,
             "ahead": 0.1 + 4 * case.delay,
             "nbytes": case.nbytes,
@@ -168,7 +130,7 @@ def all_reduce(laboratory: Laboratory, case: Case, topology: str) -> dict[str, A
             "topology": topology,
         }
     )
-    agents = [laboratory.python(host, AGENT, str(host), ask, stdout=subprocess.PIPE) for host in range(AGENTS)]
+    agents = [python(lab, host, AGENT, str(host), ask) for host in range(AGENTS)]
     try:
         told = [agent.communicate(timeout=180)[0] for agent in agents]
     finally:
@@ -202,27 +164,22 @@ def line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("laboratory", nargs="?", default=os.environ.get("STRETTO_NETLAB"))
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument(
         "--congestion", default=CONGESTION.read_text().strip(), help="pinned on every host [default: %(default)s]"
     )
     parser.add_argument("--json", metavar="PATH")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the laboratory is taken down
-    if not given.laboratory:
-        print("no network laboratory: name its command, or set STRETTO_NETLAB; nothing was measured")
-    else:
-        rows = []
-        for case in CASES:
-            if given.only in case.name:
-                for row in measure(Laboratory(given.laboratory, given.congestion), case):
-                    rows.append(row)
-                    print(line(row), flush=True)
-        if given.json:
-            Path(given.json).write_text(
-                json.dumps({"cases": [asdict(c) for c in CASES], "rows": rows}, indent=2) + "\n", encoding="utf-8"
-            )
+    rows = []
+    for case in CASES:
+        if given.only in case.name:
+            for row in measure(case, given.congestion):
+                rows.append(row)
+                print(line(row), flush=True)
+    if given.json:
+        Path(given.json).write_text(
+            json.dumps({"cases": [asdict(c) for c in CASES], "rows": rows}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -16,26 +16,35 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stretto import strategies
+from stretto import state, strategies
 from stretto.core import Epoch, Member, Strategy
 from stretto.courier import Courier, Place
 from stretto.data import Shard
 from stretto.errors import UsageError
 from stretto.exchanges import AllReduce
-from stretto.gradients import BufferRule, Gradients
-from stretto.membership import Coordinator
+from stretto.gradients import BufferRule, Gradients, Wait
+from stretto.session import Closing, epoch_of
 from stretto.text import coerce
 from stretto.topologies import Auto, Native
 from stretto.trace import Trace
 
 _NUMBERS = -1
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_MODELS: Final = "the models given to prepare()"
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A scheduler, a scaler, or anything else whose state a newcomer and a checkpoint need."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,37 +70,52 @@ class Agent:
     """One agent of a run; alone when ``place`` is None.
 
     Made by :func:`stretto.join`. A context manager; it also leaves by itself when the process ends.
+
+    Attributes:
+        label: its number in the launch, which a restart keeps.
+        rank, size, epoch: which of how many it is now, and who the others are. They change, between two steps, when
+            agents come and go; while it waits to be let in it counts as a member.
+        steps: steps of the run, trained by whomever.
     """
 
-    def __init__(self, place: Place | None = None, *, link: str = "none", hosted: Coordinator | None = None) -> None:
-        self.link = link
-        self._hosted = hosted
-        self.rank = place.rank if place else 0
-        self.epoch = place.epoch if place else Epoch(0, (Member(0, "here", 0, ()),))
+    def __init__(self, place: Place | None = None, *, left: Callable[[], None] = lambda: None) -> None:
+        """``left()`` is called when it has left."""
+        self._left = left
+        self.link = place.link if place else "none"
+        self.label = place.seat.label if place else 0
+        self.epoch = epoch_of(place.view) if place else Epoch(0, (Member(0, "here", 0, ()),))
+        uid = place.seat.uid if place else self.epoch.uids[0]
+        self.rank = self.epoch.uids.index(uid) if uid in self.epoch.uids else 0
         self.size = self.epoch.size
-        self._shared = place is not None and place.board is not None
-        self.trace = Trace(place.trace if place else None, self.rank)
-        self.trace.event("join", epoch=self.epoch.number, agents=self.size, hosts=self.epoch.hosts, link=link)
+        self.steps = 0
+        self.trace = Trace(place.trace if place else None, self.label)
+        self.trace.event("join", epoch=self.epoch.number, agents=self.size, hosts=self.epoch.hosts, link=self.link)
         self._courier = Courier(place) if place else None
         self._groups: list[Gradients] = []
         self._models: list[nn.Module] = []
-        self._step = 0
+        self._stateful: list[Stateful] = []
+        self._shards: list[Shard] = []
+        self._fence = True
+        self._in_fence = False
         self._begin = time.monotonic()
         if self._courier is not None:
-            self._courier.use(_NUMBERS, str(strategies.allreduce()), native=self._shared)
+            self._courier.keep(self)
+            self._courier.use(_NUMBERS, str(strategies.allreduce()), native=self._courier.apart)
             atexit.register(self._at_exit)
+            self._settle_in()
 
     def prepare(self, *objects: Any, strategy: Strategy | str = "allreduce", buffers: BufferRule = "mean") -> Any:
         """Give models and optimizers to the agent; the same objects come back, in the same order.
 
-        From here on ``backward()`` ends with the gradients' mean over all agents. Agent 0's weights go to everybody,
-        and all compare what they were given.
+        From here on ``backward()`` ends with the gradients' mean over all agents. The first agent's weights go to
+        everybody, and all compare what they were given. Whoever comes later is given the state of all of these.
 
         Args:
-            objects: ``nn.Module`` s and ``Optimizer`` s. One object comes back as itself, several as a tuple.
+            objects: ``nn.Module`` s, ``Optimizer`` s, and whatever else has a state that must be the same everywhere
+                (schedulers, scalers). One object comes back as itself, several as a tuple.
             strategy: how agents agree; a value or its text.
             buffers: what floating-point buffers (batch norm's statistics) become after each step: the ``"mean"`` over
-                agents, agent 0's (``"broadcast"``), or nothing (``"local"``).
+                agents, the first agent's (``"broadcast"``), or nothing (``"local"``).
 
         Raises:
             Disagreement: agents were given different models or strategies; says whose, and where they differ.
@@ -101,25 +125,27 @@ class Agent:
         optimizers = [o for o in objects if isinstance(o, Optimizer)]
         chosen: Strategy = coerce(strategy, "strategy")
         self._check(objects, models, optimizers, buffers)
-        native = self._native(chosen)
+        self._check_native(chosen)
         self._models += models
+        self._stateful += [o for o in objects if not isinstance(o, nn.Module)]
         if self._courier is not None:
             self._agree(models, optimizers, chosen, buffers)
             self._spread(models)
-            self._courier.agree("the weights after agent 0 sent its own", self.digest())
+            self._courier.agree("the weights after the first agent sent its own", self.digest())
             group = len(self._groups)
-            self._courier.use(group, str(chosen), native=native)
+            self._courier.use(group, str(chosen), native=self._courier.apart and self._is_native(chosen))
             self._groups.append(
                 Gradients(
                     models,
                     allocate=self._courier.allocate,
                     send=self._sender(group),
-                    rank=self.rank,
-                    size=self.size,
+                    closed=self._closed,
+                    leads=lambda: self.rank == 0,
                     buffers=buffers,
+                    apart=self._courier.apart,
                 )
             )
-        self.trace.event("prepare", strategy=str(chosen), native=native, buffers=buffers, digest=self.digest())
+        self.trace.event("prepare", strategy=str(chosen), buffers=buffers, digest=self.digest())
         return objects[0] if len(objects) == 1 else objects
 
     def shard(
@@ -128,12 +154,17 @@ class Agent:
         """This agent's batches of ``dataset``: every sample once an epoch over all agents; see :mod:`stretto.data`.
 
         ``batch_size`` is one agent's. Where agents' batches differ in size, gradients are weighted so that their mean
-        is the exact mean over samples.
+        is the exact mean over samples. Who comes and goes meanwhile changes who trains what, and nothing else.
 
         Raises:
-            UsageError: fewer samples than agents, or a dataset without numbers.
+            UsageError: fewer samples than agents, or no dataset.
         """
-        return Shard(
+
+        def drawn(share: float) -> None:
+            self._fence = True
+            self.weigh(share)
+
+        shard = Shard(
             dataset,
             batch_size,
             epochs=epochs,
@@ -142,8 +173,13 @@ class Agent:
             size=self.size,
             workers=workers,
             shuffle=shuffle,
-            on_batch=self.weigh,
+            on_batch=drawn,
+            fenced=self._courier is not None,
+            members=self.epoch.uids,
         )
+        self._shards.append(shard)
+        self._fence = False
+        return shard
 
     def weigh(self, share: float) -> None:
         """Let the gradients of the next backward count ``share`` times (1 is an equal part). ``shard`` calls it."""
@@ -159,14 +195,18 @@ class Agent:
             yield
 
     def mean(self, value: float) -> float:
-        """The mean of ``value`` over agents, the same bits everywhere. All agents call it."""
+        """The mean of ``value`` over agents, the same bits everywhere. All agents call it, between the same two steps.
+
+        A newcomer's own ``value``, as long as it has not been let in.
+        """
         if self._courier is None:
             return value
-        x = self._courier.scratch[:8].view(torch.float64)
+        x, mean = self._courier.scratch[:128].view(torch.float64).view(2, 8)[:, :1]
         x[0] = value
-        self._step += 1
-        self._courier.mean(_NUMBERS, 0, self._step, x)()
-        return float(x[0])
+        closing = self._courier.mean(_NUMBERS, x, mean)()
+        if closing is not None:
+            self.moved(closing)
+        return float(mean[0])
 
     def digest(self) -> str:
         """A hash of all prepared models' parameters and buffers: equal digests are equal bits."""
@@ -195,6 +235,57 @@ class Agent:
             c.cpu_seconds,
         )
 
+    # What others need of us, and give us
+
+    def snapshot(self, room: Callable[[int], Tensor]) -> Tensor:
+        """All that a newcomer needs to go on as we do, as it is between two steps."""
+        return state.pack(self._tree(), room)
+
+    def take_over(self, memory: Tensor) -> None:
+        """Become what another agent's snapshot says."""
+        tree = state.unpack(memory)
+        for model, found in zip(self._models, tree["models"], strict=True):
+            model.load_state_dict(found)
+        for part, found in zip(self._stateful, tree["stateful"], strict=True):
+            part.load_state_dict(found)
+        self.steps = tree["steps"]
+        for shard, found in zip(self._shards, tree["shards"], strict=False):
+            shard.adopt(found)
+
+    def _tree(self) -> dict[str, Any]:
+        return {
+            "models": [model.state_dict() for model in self._models],
+            "stateful": [part.state_dict() for part in self._stateful],
+            "steps": self.steps,
+            "shards": [shard.state() for shard in self._shards],
+        }
+
+    def _closed(self, closing: Closing) -> None:
+        """A backward's round has ended: its samples are trained, by those who took part."""
+        if closing.alone:
+            return
+        if self._in_fence:
+            self.steps += 1
+            for shard in self._shards:
+                shard.committed(closing.contributors)
+        self.moved(closing)
+
+    def moved(self, closing: Closing) -> None:
+        """A round has ended, and maybe an epoch with it: then who is with us, and who trains what, changes now."""
+        if closing.epoch is None:
+            return
+        self.epoch, self.rank, self.size = closing.epoch, closing.rank, closing.epoch.size
+        for shard in self._shards:
+            shard.enter(None, self.rank, self.size, members=self.epoch.uids)
+        self._settle_in()
+
+    def _settle_in(self) -> None:
+        """All members of an epoch do this first."""
+        assert self._courier is not None
+        closing = self._courier.settle_in(self.epoch, self.rank)
+        if closing is not None:
+            self.moved(closing)
+
     def leave(self) -> None:
         """Go, having done one's part; the others are told. Done by itself when the process ends."""
         self._go(failed=False)
@@ -209,11 +300,7 @@ class Agent:
             self._courier.close(failed=failed)
             self._courier = None
             atexit.unregister(self._at_exit)
-        if self._hosted is not None:
-            while not failed and self._hosted.present():  # the others need it until they have left too
-                time.sleep(0.02)
-            self._hosted.close()
-            self._hosted = None
+            self._left()
 
     def __enter__(self) -> Self:
         return self
@@ -221,17 +308,22 @@ class Agent:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._go(failed=error is not None)
 
-    def _sender(self, group: int) -> Callable[[int, Tensor], Callable[[], None]]:
-        def send(bucket: int, x: Tensor) -> Callable[[], None]:
+    def _sender(self, group: int) -> Callable[[int, int, Tensor], Wait]:
+        def send(bucket: int, of: int, x: Tensor, mean: Tensor) -> Wait:
             assert self._courier is not None
             if bucket == 0:
-                self._step += 1
-            return self._courier.mean(group, bucket, self._step, x)
+                self._in_fence, self._fence = self._fence, not self._shards
+            return self._courier.mean(group, x, mean, bucket=bucket, of=of, fence=self._in_fence)
 
         return send
 
-    def _native(self, strategy: Strategy) -> bool:
+    @staticmethod
+    def _is_native(strategy: Strategy) -> bool:
         """Does shared memory itself do this strategy's averages?"""
+        exchange = strategy.exchange
+        return isinstance(exchange, AllReduce) and isinstance(exchange.topology, Native | Auto)
+
+    def _check_native(self, strategy: Strategy) -> None:
         exchange = strategy.exchange
         topology = exchange.topology if isinstance(exchange, AllReduce) else None
         if isinstance(topology, Native) and self.link not in ("shm", "c10d") and self.size > 1:
@@ -239,16 +331,15 @@ class Agent:
                 f"{strategy} asks for an all-reduce of the link's own, and the {self.link} link has none: "
                 "use link shm or c10d, or another topology"
             )
-        return self._shared and isinstance(topology, Native | Auto)
 
     def _check(
         self, objects: Sequence[Any], models: list[nn.Module], optimizers: list[Optimizer], buffers: str
     ) -> None:
         for o in objects:
-            if not isinstance(o, nn.Module | Optimizer):
+            if not isinstance(o, nn.Module | Optimizer | Stateful):
                 raise UsageError(
-                    f"prepare takes models and optimizers, not a {type(o).__name__}; pass schedulers nothing: "
-                    "they go on working on the same optimizer"
+                    f"prepare takes models, optimizers and what else has a state_dict() and load_state_dict(), "
+                    f"not a {type(o).__name__}"
                 )
         if not models:
             raise UsageError("prepare was given no model")
@@ -287,12 +378,12 @@ class Agent:
             ]
             lines += [f"model {i} {k} requires_grad={p.requires_grad}" for k, p in model.named_parameters()]
         lines += [f"optimizer {type(o).__name__} with {[len(g['params']) for g in o.param_groups]}" for o in optimizers]
-        self._courier.agree("the models given to prepare()", "\n".join(lines))
+        self._courier.agree(_MODELS, "\n".join(lines), brings=True)
         self._courier.measure()
 
     @torch.no_grad()
     def _spread(self, models: list[nn.Module]) -> None:
-        """Agent 0's weights and buffers become everybody's, through one buffer of bytes."""
+        """The first agent's weights and buffers become everybody's, through one buffer of bytes."""
         assert self._courier is not None
         state = [x for m in models for x in m.state_dict().values() if isinstance(x, Tensor) and x.numel()]
         raw = [x.contiguous().view(-1).view(torch.uint8) for x in state]

@@ -10,16 +10,19 @@ import hashlib
 from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Payload: TypeAlias = tuple[Tensor, ...]
+Payload: TypeAlias = "tuple[Tensor, ...]"
 State: TypeAlias = Any
 Signal: TypeAlias = Literal["gradient", "drift", "weights"]
 
 ANY = -1
 """Receive from whoever sends first."""
+
+UNNAMED = -3
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +199,25 @@ class Strategy:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One agent as the others know it. ``host`` names its machine; addresses are tried in order."""
+    """One agent as the others know it. ``host`` names its machine; addresses are tried in order.
+
+    ``uid`` names this life of it, and ``label`` is its number in the launch, by which people know it and which a
+    restart keeps; by default both follow from ``rank``. A member without the model (``healed`` is false) is given it.
+    """
 
     rank: int
     host: str
     pid: int
     addresses: tuple[str, ...]
+    uid: int = 0
+    label: int = UNNAMED
+    healed: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.uid:
+            object.__setattr__(self, "uid", self.rank + 1)
+        if self.label == UNNAMED:
+            object.__setattr__(self, "label", self.rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,3 +236,11 @@ class Epoch:
         """Machines numbered in order of first appearance, by rank."""
         seen: dict[str, int] = {}
         return tuple(seen.setdefault(m.host, len(seen)) for m in self.members)
+
+    @property
+    def uids(self) -> tuple[int, ...]:
+        return tuple(m.uid for m in self.members)
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        return tuple(m.label for m in self.members)

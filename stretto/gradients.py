@@ -7,10 +7,11 @@ always in the order of buckets, so that all agents exchange the same things in t
 of backward sends what is left, waits, and puts the means in place, so clipping, AMP's scaler and the optimizer after
 it see the gradient of the whole batch.
 
-    bucket = gradients │ one flag a parameter │ (last bucket) buffers
+    bucket = gradients │ one flag a parameter │ weight │ (last bucket) buffers
 
 The flags say whether anybody used a parameter; if nobody did, its ``.grad`` is ``None`` again, as it would be in one
-process.
+process. What an agent sends counts ``weight`` times, and the mean weight comes back with the mean: where not all that
+were counted on took part, the mean is divided by it, and is the exact mean over the samples of those who did.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from stretto.errors import UsageError
+from stretto.session import Closing
 
 BUCKET = 4 << 20
 """Bytes of gradient that fill a bucket."""
 
 BufferRule: TypeAlias = Literal["mean", "broadcast", "local"]
+
+Wait: TypeAlias = Callable[[], Closing | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,29 +70,48 @@ def plan_buckets(sizes: Sequence[tuple[int, torch.dtype]], buffers: int = 0, mos
             pieces.append(Piece(i, at, at + sizes[i][0]))
             at += sizes[i][0]
             if at * dtype.itemsize >= most:
-                plans.append(Plan(dtype, tuple(pieces), at, at + len(pieces)))
+                plans.append(Plan(dtype, tuple(pieces), at, at + len(pieces) + 1))
                 pieces, at = [], 0
         if pieces:
-            plans.append(Plan(dtype, tuple(pieces), at, at + len(pieces)))
+            plans.append(Plan(dtype, tuple(pieces), at, at + len(pieces) + 1))
     if buffers:
         at = max((i for i, p in enumerate(plans) if p.dtype == torch.float32), default=len(plans))
-        last = plans[at] if at < len(plans) else Plan(torch.float32, (), 0, 0)
+        last = plans[at] if at < len(plans) else Plan(torch.float32, (), 0, 1)
         plans[at : at + 1] = [Plan(last.dtype, last.pieces, last.gradients, last.numel + buffers)]
     return tuple(plans)
 
 
 class Bucket:
-    """One flat tensor and the views of it that parameters' gradients are."""
+    """One flat tensor and the views of it that parameters' gradients are; ``mean`` is what becomes of it.
 
-    def __init__(self, plan: Plan, flat: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+    ``mean`` may be ``flat`` itself.
+    """
+
+    def __init__(
+        self, plan: Plan, flat: Tensor, parameters: Sequence[nn.Parameter], mean: Tensor | None = None
+    ) -> None:
         self.plan, self.flat = plan, flat
+        self.mean = flat if mean is None else mean
         self.parameters = [parameters[p.parameter] for p in plan.pieces]
-        self.views = [flat[p.start : p.stop].view_as(q) for p, q in zip(plan.pieces, self.parameters, strict=True)]
-        self.gradients = flat[: plan.gradients]
-        self.flags = flat[plan.gradients : plan.gradients + len(plan.pieces)]
-        self.passengers = flat[plan.gradients + len(plan.pieces) :]
+        self.views = self._views(flat)
+        self.means = self.views if mean is None else self._views(mean)
         self.arrived = [False] * len(self.views)
         self.missing = len(self.views)
+        _, self.flags, _, _ = self._cut(flat)
+        self.flags.fill_(1.0)
+
+    @property
+    def passengers(self) -> Tensor:
+        """Room for what rides along."""
+        return self._cut(self.flat)[3]
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        return [flat[p.start : p.stop].view_as(q) for p, q in zip(self.plan.pieces, self.parameters, strict=True)]
+
+    def _cut(self, flat: Tensor) -> Sequence[Tensor]:
+        """Gradients, flags, weight, passengers."""
+        at, pieces = self.plan.gradients, len(self.plan.pieces)
+        return flat.split([at, pieces, 1, len(flat) - at - pieces - 1])
 
     def take(self, place: int) -> None:
         """A gradient is final: move it here unless it already is."""
@@ -106,21 +129,41 @@ class Bucket:
             self.arrived[place] = True
             self.missing -= 1
 
-    def settle(self) -> None:
-        """After the exchange: gradients that somebody used are views of the mean, the others ``None``."""
-        used = self.flags.tolist()
-        for parameter, view, flag in zip(self.parameters, self.views, used, strict=True):
+    def weigh(self, weight: float) -> None:
+        """What lies here counts ``weight`` times."""
+        gradients, _, place, passengers = self._cut(self.flat)
+        place.fill_(weight)
+        if weight != 1.0:
+            gradients.mul_(weight)
+            passengers.mul_(weight)
+
+    def settle(self, closing: Closing | None = None) -> Tensor:
+        """After the exchange: gradients that somebody used are views of the mean, the others ``None``.
+
+        The passengers' mean.
+        """
+        gradients, flags, weight, passengers = self._cut(self.mean)
+        if closing is not None and not closing.whole:
+            gradients.div_(float(weight))
+            passengers.div_(float(weight))
+        for parameter, view, flag in zip(self.parameters, self.means, flags.tolist(), strict=True):
             parameter.grad = view if flag > 0 else None
         self.flags.fill_(1.0)
         self.arrived = [False] * len(self.views)
         self.missing = len(self.views)
+        return passengers
 
 
 class Gradients:
     """The gradients of one or several models, exchanged together.
 
-    ``allocate(nbytes)`` gives zeroed shared memory (uint8); ``send(bucket number, flat tensor)`` begins an exchange and
-    returns what waits for it.
+    Args:
+        allocate: ``allocate(nbytes)`` gives zeroed shared memory (uint8).
+        send: ``send(bucket, of, flat, mean)`` begins the exchange of one of ``of`` buckets, from ``flat`` to ``mean``,
+            and returns what waits for it.
+        apart: may ``flat`` and ``mean`` not be the same memory?
+        closed: told how a round ended, before its means are put in place.
+        leads: is this agent the one whose buffers all others take (rule ``"broadcast"``)?
     """
 
     def __init__(
@@ -128,30 +171,28 @@ class Gradients:
         models: Sequence[nn.Module],
         *,
         allocate: Callable[[int], Tensor],
-        send: Callable[[int, Tensor], Callable[[], None]],
-        rank: int = 0,
-        size: int = 1,
+        send: Callable[[int, int, Tensor, Tensor], Wait],
+        closed: Callable[[Closing], None] = lambda closing: None,
+        leads: Callable[[], bool] = lambda: True,
         buffers: BufferRule = "mean",
+        apart: bool = False,
     ) -> None:
-        self._send, self._rank, self._size, self._rule = send, rank, size, buffers
+        self._send, self._closed, self._leads, self._rule = send, closed, leads, buffers
         parameters = list({id(p): p for m in models for p in m.parameters() if p.requires_grad}.values())
         self._buffers = list({id(b): b for m in models for b in m.buffers() if b.is_floating_point()}.values())
         if buffers == "local":
             self._buffers = []
-        plans = plan_buckets([(p.numel(), p.dtype) for p in parameters], sum(b.numel() for b in self._buffers))
-        memory = allocate(sum(_padded(p) for p in plans))
-        self.buckets: list[Bucket] = []
-        at = 0
-        for plan in plans:
-            flat = memory[at : at + plan.numel * plan.dtype.itemsize].view(plan.dtype)
-            flat.fill_(0.0)
-            self.buckets.append(Bucket(plan, flat, parameters))
-            self.buckets[-1].flags.fill_(1.0)
-            at += _padded(plan)
+        riding = sum(b.numel() for b in self._buffers)
+        riding += buffers == "broadcast" and riding > 0  # whether the first one's are there
+        plans = plan_buckets([(p.numel(), p.dtype) for p in parameters], riding)
+        flats = _laid_out(plans, allocate)
+        means = _laid_out(plans, allocate) if apart else [None] * len(plans)
+        self.buckets = [Bucket(p, f, parameters, m) for p, f, m in zip(plans, flats, means, strict=True)]
         self.weight = 1.0
+        self._agreed: Tensor | None = None
         self._paused = self._running = False
         self._next = 0
-        self._waits: list[Callable[[], None]] = []
+        self._waits: list[Wait] = []
         for number, bucket in enumerate(self.buckets):
             for place, parameter in enumerate(bucket.parameters):
                 parameter.register_post_accumulate_grad_hook(self._hook(number, place))
@@ -188,11 +229,10 @@ class Gradients:
             for place, there in enumerate(bucket.arrived):
                 if not there:
                     bucket.take(place)
-            if self.weight != 1.0:
-                bucket.gradients.mul_(self.weight)
             if bucket.passengers.numel():
-                self._board()
-            self._waits.append(self._send(self._next, bucket.flat))
+                self._board(bucket.passengers)
+            bucket.weigh(self.weight)
+            self._waits.append(self._send(self._next, len(self.buckets), bucket.flat, bucket.mean))
             self._next += 1
 
     def finish(self) -> None:
@@ -200,29 +240,53 @@ class Gradients:
         try:
             with torch.no_grad():
                 self._launch(everything=True)
-                for bucket, wait in zip(self.buckets, self._waits, strict=True):
-                    wait()
-                    if bucket.passengers.numel():
-                        self._alight(bucket.passengers)
-                    bucket.settle()
+                closings = [wait() for wait in self._waits]
+                closing = next((c for c in closings if c is not None), None)
+                if closing is not None:
+                    self._closed(closing)
+                for bucket in self.buckets:
+                    passengers = bucket.settle(closing)
+                    if passengers.numel():
+                        self._alight(passengers)
         finally:
             self._running, self._next = False, 0
             self._waits.clear()
 
-    def _board(self) -> None:
-        passengers = next(b.passengers for b in self.buckets if b.passengers.numel())
+    def _board(self, passengers: Tensor) -> None:
         at = 0
         for b in self._buffers:
             passengers[at : at + b.numel()] = b.detach().reshape(-1)
             at += b.numel()
         if self._rule == "broadcast":
-            passengers.mul_(float(self._size) if self._rank == 0 else 0.0)
+            passengers[at] = 1.0
+            if not self._leads():
+                passengers.zero_()
 
     def _alight(self, passengers: Tensor) -> None:
+        if self._rule == "broadcast":
+            self._keep_the_first_ones(passengers)
+            if self._agreed is None:
+                return
+            passengers = self._agreed
         at = 0
         for b in self._buffers:
             b.copy_(passengers[at : at + b.numel()].view_as(b))
             at += b.numel()
+
+    def _keep_the_first_ones(self, passengers: Tensor) -> None:
+        """Where the first agent died on the way nothing came; all keep what they had from it last."""
+        rode = float(passengers[-1])
+        if rode > 0:
+            self._agreed = passengers / rode
+
+
+def _laid_out(plans: Sequence[Plan], allocate: Callable[[int], Tensor]) -> list[Tensor]:
+    memory = allocate(sum(_padded(p) for p in plans))
+    flats, at = [], 0
+    for plan in plans:
+        flats.append(memory[at : at + plan.numel * plan.dtype.itemsize].view(plan.dtype).zero_())
+        at += _padded(plan)
+    return flats
 
 
 def _padded(plan: Plan) -> int:

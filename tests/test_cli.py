@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from stretto import cli, text
 from stretto.cli import launching, live, output
 from stretto.cli.compare import row, table
 from stretto.errors import ScriptFailed
+from stretto.launch.supervise import Care
 from stretto.workloads.folder import News, leave_outcome
 from stretto.workloads.result import Job, Outcome, Progress, combine
 
@@ -35,18 +37,21 @@ def stretto(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run
 
 
-def outcome(rank: int, samples: int = 8, **changes: Any) -> Outcome:
-    seen = bytes(4 * rank) + (1).to_bytes(4, sys.byteorder) + bytes(4 * (samples - rank - 1))
+PROOF = "8 samples, each exactly once; ledger 5f3a0c97d2e1"
+
+
+def outcome(rank: int, **changes: Any) -> Outcome:
     values: dict[str, Any] = {
-        "rank": rank, "steps": 1, "samples": 1, "seconds": 2.0, "accuracy": 0.9, "loss": 0.1, "bytes_sent": 1000,
-        "bytes_received": 1000, "wire_sent": 1010, "wire_received": 1010, "waiting": 0.5, "digest": "d", "seen": seen,
+        "rank": rank, "agents": 4, "steps": 1, "samples": 2, "trained": 8, "proof": PROOF, "seconds": 2.0,
+        "accuracy": 0.9, "loss": 0.1, "bytes_sent": 1000, "bytes_received": 1000, "wire_sent": 1010,
+        "wire_received": 1010, "waiting": 0.5, "digest": "d",
     }  # fmt: skip
     return Outcome(**(values | changes))
 
 
 def progress(**changes: Any) -> Progress:
     values: dict[str, Any] = {
-        "rank": 0, "step": 3, "epoch": 1, "samples": 96, "seconds": 2.0, "loss": 0.25, "accuracy": 0.5,
+        "rank": 0, "agents": 4, "step": 3, "epoch": 1, "samples": 96, "seconds": 2.0, "loss": 0.25, "accuracy": 0.5,
         "bytes_sent": 10**7, "bytes_received": 10**7, "waiting": 0.5,
     }  # fmt: skip
     return Progress(**(values | changes))
@@ -63,7 +68,7 @@ def agents_that_end_well(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         news = News(Path(job.folder))
         for rank in range(agents):
             news.tell(progress(rank=rank))
-            leave_outcome(Path(job.folder), outcome(rank, agents))
+            leave_outcome(Path(job.folder), outcome(rank))
         news.close()
         return 0
 
@@ -98,6 +103,11 @@ def agents_that_end_well(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         (["run", "--host", "a", __file__], 2, "give --cluster FILE too"),
         (["run", "--cluster", "/nowhere.toml", __file__], 2, "cannot read /nowhere.toml"),
         (["run"], 2, "Missing argument 'SCRIPT'"),
+        (["run", "--restarts", "-1", __file__], 2, "--restarts -1: give 0 or more"),
+        (["run", "--min-agents", "5", __file__], 2, "--min-agents 5 of 4 agents: give 1 to 4"),
+        (["train", "--min-agents", "0"], 2, "--min-agents 0 of 4 agents"),
+        (["train", "--checkpoint", "a", "--checkpoint-every", "0"], 2, "--checkpoint-every 0: give more than 0"),
+        (["train", "--checkpoint-every", "5"], 2, "give --checkpoint PLACE too"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_an_exit_code(
@@ -115,6 +125,14 @@ def test_what_cannot_be_done_is_one_line_and_an_exit_code(
 def test_a_data_directory_without_the_files_says_what_it_lacks(stretto: Any, tmp_path: Path) -> None:
     code, _, err = stretto("train", "fashion-mnist", "--data", str(tmp_path))
     assert code == 5 and "lacks train-images-idx3-ubyte.gz" in err and err.count("\n") == 1
+
+
+def test_the_launcher_of_scripts_does_without_torch() -> None:
+    script = (
+        "import sys; from stretto import cli\ntry: cli.main(['run', '--help'])\nfinally: print('torch' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert answer.stdout.endswith("False\n")
 
 
 def test_help_names_every_command_without_importing_torch() -> None:
@@ -136,11 +154,13 @@ def test_train_gives_one_result_with_the_documented_keys(
     path = tmp_path / "r.json"
     code, out, err = stretto("train", "--agents", "2", "--epochs", "1", "--json", str(path))
     assert (code, err) == (0, "")
-    assert (
-        "accuracy 90.0 %" in out and "trained exactly 1 times" in out and "weights of all 2 agents are equal: d" in out
-    )
+    assert "accuracy 90.0 %" in out and PROOF in out and "weights of all 2 agents are equal: d" in out
     result = json.loads(path.read_text())
-    assert result["times_seen"] == [1, 1] and result["computing"] == [1.5, 1.5] and result["strategy"] == "allreduce"
+    assert (
+        (result["proof"], result["finished"], result["samples"]) == (PROOF, [0, 1], 8)
+        and result["computing"] == [1.5, 1.5]
+        and result["strategy"] == "allreduce"
+    )
     assert {
         "workload",
         "model",
@@ -187,7 +207,37 @@ def test_a_failing_agent_is_heard_once_and_leaves_no_folder(stretto: Any, monkey
 def test_agents_that_leave_no_outcome_are_named(stretto: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "run_agents", lambda *_, **__: 0)
     code, _, err = stretto("train", "--agents", "2")
-    assert code == 6 and "agents [0, 1] ended without an outcome" in err
+    assert code == 6 and "all 2 agents ended without an outcome" in err
+
+
+def test_the_result_is_of_those_that_finished_and_says_who_did_not(
+    stretto: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_agents(command: list[str], agents: int, **_: Any) -> int:
+        folder = Path(msgspec.json.decode(command[-1], type=Job).folder)
+        for rank in (0, 2):
+            leave_outcome(folder, outcome(rank))
+        return 0
+
+    monkeypatch.setattr(launching, "run_agents", run_agents)
+    code, out, err = stretto("train", "--agents", "3", "--json", "-")
+    assert code == 0 and json.loads(out)["agents"] == 2
+    assert "the result is of 2 of 3 agents: agent 1 did not finish" in err
+
+
+def test_what_to_do_when_agents_die_reaches_the_launcher(stretto: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Care] = []
+
+    def run_agents(command: list[str], agents: int, *, care: Care, **_: Any) -> int:
+        given.append(care)
+        return 130
+
+    monkeypatch.setattr(launching, "run_agents", run_agents)
+    monkeypatch.setattr(importlib.import_module("stretto.cli.run"), "run_agents", run_agents)
+    options = "--restarts", "3", "--min-agents", "2", "--checkpoint", "runs/a", "--checkpoint-every", "60"
+    stretto("train", *options)
+    stretto("run", *options, __file__)
+    assert given == 2 * [Care(restarts=3, min_agents=2, checkpoint="runs/a", checkpoint_every=60.0)]
 
 
 def test_interruption_is_one_line_and_130(stretto: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +258,7 @@ def test_compare_interleaves_strategies_over_seeds(stretto: Any, agents_that_end
 
 def test_rows_give_the_median_and_the_spread() -> None:
     job = Job(workload="digits", model="mlp", strategy="allreduce", link="auto", batch_size=1, seed=0, folder="")
-    made = row("allreduce", [combine(job, [outcome(0, 1, accuracy=a)]) for a in (0.7, 0.9, 0.8)])
+    made = row("allreduce", [combine(job, [outcome(0, accuracy=a)]) for a in (0.7, 0.9, 0.8)])
     assert (made.accuracy.median, made.accuracy.least, made.accuracy.most) == (0.8, 0.7, 0.9)
     assert table([made]).row_count == 1
 
@@ -216,7 +266,7 @@ def test_rows_give_the_median_and_the_spread() -> None:
 def test_demo_shows_the_proofs(stretto: Any, agents_that_end_well: list[Job]) -> None:
     code, out, err = stretto("demo", "--seed", "1")
     assert agents_that_end_well[0].seed == 1
-    assert code == 4 and "report this" in err  # these agents saw each sample once, not thirty times
+    assert code == 4 and "report this" in err  # these agents trained eight samples, not 1437 thirty times
     assert "agents are equal" in out
 
 

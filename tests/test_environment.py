@@ -68,6 +68,26 @@ def test_stretto_run_is_understood() -> None:
     )
 
 
+def test_the_coordinator_may_have_successors_whose_addresses_are_known() -> None:
+    several = {**STRETTO, "STRETTO_COORDINATOR": "10.0.0.1:29400, 10.0.0.2:29400"}
+    assert read(several).coordinator == "10.0.0.1:29400,10.0.0.2:29400"
+    with pytest.raises(UsageError, match=r"'10\.0\.0\.2' is not an address"):
+        read({**STRETTO, "STRETTO_COORDINATOR": "10.0.0.1:29400,10.0.0.2"})
+
+
+@pytest.mark.parametrize("environ", [STRETTO, TORCHRUN, SLURM], ids=["stretto", "torchrun", "slurm"])
+def test_how_to_go_on_after_deaths_is_said_alike_under_every_launcher(environ: dict[str, str]) -> None:
+    care = {
+        "STRETTO_MIN_AGENTS": "2",
+        "STRETTO_STATE": "/run/state",
+        "STRETTO_CHECKPOINT": "runs/a",
+        "STRETTO_CHECKPOINT_EVERY": "0.5",
+    }
+    identity = read({**environ, "STRETTO_SECRET": SECRET, **care})
+    assert (identity.min_agents, identity.state) == (2, Path("/run/state"))
+    assert (identity.checkpoint, identity.checkpoint_every) == ("runs/a", 0.5)
+
+
 def test_without_a_rank_the_coordinator_numbers() -> None:
     assert read({**STRETTO, "STRETTO_RANK": ""}).rank is None
 
@@ -143,6 +163,10 @@ def test_between_machines_a_secret_is_asked_for(environ: dict[str, str]) -> None
         (STRETTO | {"STRETTO_RANK": "-1"}, "STRETTO_RANK='-1' is not a whole number"),
         (STRETTO | {"STRETTO_RANK": "4"}, "agent 4 of 4; ranks are 0 to 3"),
         (STRETTO | {"STRETTO_RANK": "0", "STRETTO_SIZE": "0"}, "0 agents"),
+        (STRETTO | {"STRETTO_MIN_AGENTS": "5"}, "STRETTO_MIN_AGENTS=5 of 4 agents; give 1 to 4"),
+        (STRETTO | {"STRETTO_MIN_AGENTS": "0"}, "STRETTO_MIN_AGENTS=0 of 4 agents"),
+        (STRETTO | {"STRETTO_CHECKPOINT_EVERY": "0"}, "'0' is not a number of seconds above 0"),
+        (STRETTO | {"STRETTO_CHECKPOINT_EVERY": "often"}, "'often' is not a number of seconds above 0"),
         (STRETTO | {"STRETTO_SECRET": "short"}, "STRETTO_SECRET has 5 characters, at least 16"),
         ({"TORCHELASTIC_RUN_ID": "job", "RANK": "1"}, "WORLD_SIZE is not set"),
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "SLURM_JOB_ID is not set"),
@@ -212,7 +236,7 @@ def test_a_cluster_numbers_its_agents_through_its_hosts(tmp_path: Path) -> None:
     cluster = read_cluster(write(tmp_path, CLUSTER))
     assert cluster.size == 5
     assert (cluster.part("a"), cluster.part("b")) == (range(2), range(2, 5))
-    assert cluster.coordinator == "203.0.113.1:29400"
+    assert cluster.coordinators == "203.0.113.1:29400,127.0.0.1:29400"
     assert cluster.host("b") == Host("b", "127.0.0.1", 3, "lo")
     assert cluster.secret_file == tmp_path / "secret"
 

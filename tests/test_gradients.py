@@ -24,7 +24,7 @@ class Sends:
         self.change = change
         self.waited = 0
 
-    def __call__(self, number: int, flat: Tensor) -> Callable[[], None]:
+    def __call__(self, number: int, of: int, flat: Tensor, mean: Tensor) -> Callable[[], None]:
         self.numbers.append(number)
         self.change(flat)
 
@@ -73,9 +73,9 @@ def test_every_parameter_lies_in_one_bucket_of_its_dtype_last_first(
             at = piece.stop
         assert plan.gradients == at
         assert sum(p.stop - p.start for p in plan.pieces[:-1]) * plan.dtype.itemsize < most
-    extra = sum(plan.numel - plan.gradients - len(plan.pieces) for plan in plans)
+    extra = sum(plan.numel - plan.gradients - len(plan.pieces) - 1 for plan in plans)
     assert extra == buffers
-    assert all(p.dtype == torch.float32 for p in plans if p.numel > p.gradients + len(p.pieces))
+    assert all(p.dtype == torch.float32 for p in plans if p.numel > p.gradients + len(p.pieces) + 1)
 
 
 def test_nothing_to_exchange_is_no_bucket() -> None:
@@ -213,17 +213,21 @@ def halve_buffers(flat: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "rank", "expected"), [("mean", 0, 0.5), ("broadcast", 0, 1.0), ("broadcast", 1, 0.0), ("local", 1, 1.0)]
+    ("rule", "leads", "change", "expected"),
+    [
+        ("mean", True, halve_buffers, 0.5),
+        ("broadcast", True, halve_buffers, 1.0),
+        ("broadcast", False, halve_buffers, 1.0),
+        ("local", False, halve_buffers, 1.0),
+    ],
 )
-def test_buffers_ride_with_the_last_bucket(rule: Any, rank: int, expected: float) -> None:
-    """The other agent's buffers are zero here, so a mean over two halves what this one sends."""
+def test_buffers_ride_with_the_last_bucket(rule: Any, leads: bool, change: Any, expected: float) -> None:
+    """The other agent's buffers are zero here: a mean over two halves ours, and who follows a lost first keeps its own."""
     norm = nn.BatchNorm1d(2)
-    net = nn.Sequential(nn.Linear(2, 2), norm)
-    watch(net, sends=Sends(halve_buffers), buffers=rule, rank=rank, size=2)
-    net.eval()
+    watch(nn.Sequential(nn.Linear(2, 2), norm), sends=Sends(change), buffers=rule, leads=lambda: leads)
     assert norm.running_mean is not None
     norm.running_mean.fill_(1.0)
-    net(torch.ones(3, 2)).sum().backward()
+    norm.eval()(torch.ones(3, 2, requires_grad=True)).sum().backward()
     assert norm.running_mean.tolist() == [expected, expected]
 
 
@@ -231,7 +235,7 @@ def test_buffers_of_a_model_without_float32_parameters_travel_too() -> None:
     net = nn.Linear(2, 2).double()
     scale = torch.full((3,), 8.0)
     net.register_buffer("scale", scale)
-    watch(net, sends=Sends(halve_buffers), buffers="mean", size=2)
+    watch(net, sends=Sends(halve_buffers), buffers="mean")
     net(torch.ones(1, 2).double()).sum().backward()
     assert scale.tolist() == [4.0] * 3
 

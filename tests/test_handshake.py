@@ -81,6 +81,7 @@ def test_another_channel_is_refused_as_if_the_secret_were_another() -> None:
     [
         (Claim(Purpose.LINK, 8, 2, 1), "epoch 8"),
         (Claim(Purpose.LINK, 7, 2, 3), "agent 3"),
+        (Claim(Purpose.LINK, 7, 2, ANYONE), "anyone"),
         (Claim(Purpose.RENDEZVOUS, 7, 2, 1), "RENDEZVOUS"),
     ],
 )

@@ -145,8 +145,7 @@ class Open:
         members = tuple(Member(r, "here", os.getpid(), ()) for r in range(2))
         self.board = Switchboard(
             self.loop,
-            0,
-            1,
+            members[0],
             members,
             secret,
             make_certificate(),
@@ -195,7 +194,7 @@ def door() -> Any:
 
 
 def hello(secret: str) -> bytes:
-    return Handshake(secret, Claim(Purpose.LINK, 1, 1, 0), dials=True).opening()
+    return Handshake(secret, Claim(Purpose.LINK, 0, 2, 1), dials=True).opening()
 
 
 STRANGERS = {

@@ -16,15 +16,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stretto.core import Network
-from stretto.errors import NetworkError, PeerLost, ProtocolError, Refused, UsageError
+from stretto.errors import NetworkError, ProtocolError, Refused, UsageError
 from stretto.links import addresses
-from stretto.membership import Coordinator, Decoder, Entry, Join, Leave, Left, Lost, Roll, Welcome, encode, rendezvous
+from stretto.links.handshake import ANYONE
+from stretto.membership import Coordinator, Decoder, Entry, Hello, Message, Seat, View, Vote, encode, reception
 from stretto.membership import connection as accepted
 from stretto.membership import entry as entering
-from stretto.membership.messages import LONGEST_REQUEST, Denied, Message, Waiting
+from stretto.membership.connection import Door
+from stretto.membership.dialling import reach
+from stretto.membership.messages import (
+    LONGEST,
+    Ballot,
+    Decide,
+    Denied,
+    Elsewhere,
+    Leave,
+    Prepare,
+    Promise,
+    Pulse,
+    Report,
+    Suspect,
+    Waiting,
+)
 
 SECRET = "a long and random secret"
-JOIN = Join(3, "host", 1, ("10.0.0.1:1",))
 
 
 def come(
@@ -36,7 +51,14 @@ def come(
 ) -> Entry:
     address = coordinator if isinstance(coordinator, str) else coordinator.address
     place = (f"10.0.0.{rank}:4000", f"unix:{rank}")
-    return entering.enter(address, secret, rank, size, addresses=place, host="here", pid=os.getpid(), say=say)
+    return entering.enter(
+        address, secret, rank, size, addresses=place, control=("10.0.0.9:1",), host="here", pid=os.getpid(), say=say
+    )
+
+
+def prove_to(coordinator: Coordinator, uid: int = 7) -> socket.socket:
+    """A connection that has proven the secret, and has not said who it is."""
+    return reach(coordinator.address, Door(SECRET, uid, lambda: None), ANYONE, "the coordinator")[0]  # type: ignore[arg-type,return-value]
 
 
 @contextlib.contextmanager
@@ -53,14 +75,15 @@ def coming(coordinator: Coordinator, ranks: list[int | None]) -> Iterator[list[F
 
 
 def told(entry: Entry) -> Message:
-    """The next message that an agent that has entered hears."""
-    decoder = Decoder(1 << 20)
+    """The next message that an agent that has entered hears, pulses aside."""
+    decoder = Decoder(LONGEST)
     entry.sock.settimeout(20)
     while True:
         data = entry.sock.recv(decoder.wants)
         assert data, "the coordinator went"
         for message in decoder.feed(data):
-            return message
+            if not isinstance(message, Pulse):
+                return message
 
 
 def wait_until(true: Callable[[], object]) -> None:
@@ -75,10 +98,10 @@ def test_four_agents_meet_and_are_told_the_same() -> None:
     with Coordinator(4, SECRET, "127.0.0.1", network=network) as c, coming(c, [2, 0, 3, 1]) as futures:
         entries = [future.result(20) for future in futures]
         assert [entry.rank for entry in entries] == [2, 0, 3, 1]
-        assert len({entry.epoch for entry in entries}) == 1
-        assert all(entry.network == network for entry in entries)
-        members = entries[0].epoch.members
-        assert [member.rank for member in members] == [0, 1, 2, 3]
+        assert all(entry.view == entries[0].view for entry in entries)
+        assert (entries[0].view.delay, entries[0].view.rate) == (network.delay, network.rate)
+        members = entries[0].view.seats
+        assert [member.label for member in members] == [0, 1, 2, 3]
         assert members[3].addresses == ("10.0.0.3:4000", "unix:3") and members[3].host == "here"
         assert c.waiting_for() == () and c.present() == 4
 
@@ -98,30 +121,33 @@ def test_one_can_ask_whom_the_coordinator_waits_for() -> None:
             assert c.waiting_for() == ()
 
 
-def test_when_an_agent_dies_the_others_are_told_that_it_is_lost() -> None:
+def test_when_an_agent_dies_the_others_are_asked_for_the_next_view() -> None:
     with Coordinator(3, SECRET, "127.0.0.1") as c, coming(c, [0, 1, 2]) as futures:
         entries = [future.result(20) for future in futures]
         entries[1].sock.close()
         for other in (entries[0], entries[2]):
             message = told(other)
-            assert isinstance(message, Lost) and message.rank == 1 and "closed" in message.why
+            assert isinstance(message, Prepare) and message.base == other.view
 
 
-def test_when_an_agent_leaves_the_others_are_told_that_it_left() -> None:
+def test_when_an_agent_leaves_it_is_no_reason_for_another_view() -> None:
     with Coordinator(3, SECRET, "127.0.0.1") as c, coming(c, [0, 1, 2]) as futures:
         entries = [future.result(20) for future in futures]
         entries[2].sock.sendall(encode(Leave()))
-        assert [told(entries[0]), told(entries[1])] == [Left(2), Left(2)]
+        entries[2].sock.close()
         wait_until(lambda: c.present() == 2)
+        for entry in entries[:2]:
+            entry.sock.sendall(encode(Leave()))
+        wait_until(c.over)
 
 
 def test_an_agent_that_talks_nonsense_is_lost_and_the_others_go_on() -> None:
     with Coordinator(3, SECRET, "127.0.0.1") as c, coming(c, [0, 1, 2]) as futures:
         entries = [future.result(20) for future in futures]
         entries[0].sock.sendall(b"\xff" * 100)
-        entries[1].sock.sendall(encode(Left(0)))
-        heard = [told(entries[2]), told(entries[2])]
-        assert {m.rank for m in heard if isinstance(m, Lost)} == {0, 1}
+        assert isinstance(told(entries[1]), Prepare)
+        assert isinstance(told(entries[2]), Prepare)
+        wait_until(lambda: c.present() == 2)
 
 
 def test_a_rank_that_is_taken_is_denied_and_the_first_keeps_it() -> None:
@@ -146,12 +172,25 @@ def test_a_rank_beyond_the_size_is_denied() -> None:
         come(c, 3, 3)
 
 
-def test_who_comes_after_the_epoch_has_begun_is_denied() -> None:
-    with Coordinator(1, SECRET, "127.0.0.1") as c:
-        first = come(c, 0, 1)
-        with pytest.raises(UsageError, match="too late: epoch 1 has begun"):
+def test_who_comes_when_the_run_has_begun_is_a_newcomer_at_its_door() -> None:
+    with Coordinator(1, SECRET, "127.0.0.1") as c, come(c, 0, 1).sock:
+        late = come(c, None, 9)
+        assert late.rank is None and late.view.number == 1 and late.head == late.view.leader
+        late.sock.close()
+
+
+def test_who_comes_when_the_run_is_over_is_told_so() -> None:
+    with Coordinator(1, SECRET, "127.0.0.1") as c, come(c, 0, 1).sock as only:
+        only.sendall(encode(Leave()))
+        wait_until(c.over)
+        with pytest.raises(UsageError, match="the run is over"):
             come(c, None, 1)
-        first.sock.close()
+
+
+def test_a_label_that_lives_is_denied_to_a_newcomer() -> None:
+    with Coordinator(1, SECRET, "127.0.0.1") as c, come(c, 0, 1).sock:
+        with pytest.raises(UsageError, match=f"there is an agent 0 already .process {os.getpid()}"):
+            come(c, 0, 1)
 
 
 def test_another_secret_is_refused_and_the_others_go_on_waiting() -> None:
@@ -169,8 +208,8 @@ def test_another_secret_is_refused_and_the_others_go_on_waiting() -> None:
 
 def test_an_agent_that_dies_while_waiting_frees_its_rank_for_another() -> None:
     with Coordinator(2, SECRET, "127.0.0.1") as c:
-        sock = entering._connect(c.address, SECRET, 0)
-        sock.sendall(encode(Join(2, "here", 1, ())))
+        sock = prove_to(c)
+        sock.sendall(encode(Hello(Seat(7, 0, "here", 1, (), ()), 2, 0)))
         wait_until(lambda: c.waiting_for() == (1,))
         sock.close()
         wait_until(lambda: c.waiting_for() == (0, 1))
@@ -184,7 +223,7 @@ def test_when_the_coordinator_goes_those_who_wait_hear_it_at_once() -> None:
         first = pool.submit(come, c, 0, 2)
         wait_until(lambda: c.present() == 1)
         c.close()
-        with pytest.raises(PeerLost, match="lost the coordinator"):
+        with pytest.raises(NetworkError, match="lost the coordinator"):
             first.result(20)
     c.close()
 
@@ -240,7 +279,7 @@ def test_from_another_machine_everything_goes_through_tls(monkeypatch: pytest.Mo
         entries = [future.result(20) for future in futures]
         assert all(type(entry.sock).__name__ == "SSLSocket" for entry in entries)
         entries[0].sock.close()
-        assert isinstance(told(entries[1]), Lost)
+        assert isinstance(told(entries[1]), Prepare)
 
 
 def test_from_another_machine_plain_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +305,6 @@ def test_from_another_machine_plain_text_is_refused(monkeypatch: pytest.MonkeyPa
 )
 def test_strangers_are_shown_out(words: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accepted, "DEADLINE", 0.5)
-    monkeypatch.setattr(rendezvous, "_TICK", 0.05)
     with Coordinator(1, SECRET, "127.0.0.1") as c:
         with socket.create_connection(addresses.split(c.address)) as stranger:
             stranger.settimeout(20)
@@ -287,94 +325,56 @@ def test_a_stranger_that_sends_garbage_forever_is_cut_off() -> None:
 
 def test_silent_strangers_exhaust_neither_sockets_nor_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than there are places: they are hurried out, and an agent comes in behind them."""
-    monkeypatch.setattr(rendezvous, "MOST_STRANGERS", 8)
-    monkeypatch.setattr(rendezvous, "HURRY", 0.2)
-    monkeypatch.setattr(rendezvous, "_TICK", 0.05)
+    monkeypatch.setattr(reception, "MOST_STRANGERS", 8)
+    monkeypatch.setattr(reception, "HURRY", 0.2)
     with Coordinator(1, SECRET, "127.0.0.1") as c, contextlib.ExitStack() as stack:
         for _ in range(30):
             stack.enter_context(socket.create_connection(addresses.split(c.address)))
         come(c, 0, 1).sock.close()
-        assert len(c._connections) <= 8
+        assert len(c._driver._control._reception._here) <= 8
 
 
 def test_a_proven_agent_that_never_joins_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accepted, "DEADLINE", 0.2)
-    monkeypatch.setattr(rendezvous, "_TICK", 0.05)
-    with Coordinator(1, SECRET, "127.0.0.1") as c, entering._connect(c.address, SECRET, 0) as sock:
+    with Coordinator(1, SECRET, "127.0.0.1") as c, prove_to(c) as sock:
         sock.settimeout(20)
         with contextlib.suppress(ConnectionResetError):
             assert sock.recv(100) == b""
 
 
-# The roll, without any I/O.
-
-
-def test_the_roll_tells_who_is_missing_to_whom() -> None:
-    roll = Roll(3)
-    assert roll.join(1, None, JOIN) == [(1, Waiting((1, 2)))]
-    assert roll.join(2, 0, JOIN) == [(2, Waiting((2,)))]
-    assert roll.remind() == [(1, Waiting((2,))), (2, Waiting((2,)))]
-    welcome = dict(roll.join(3, 2, JOIN))
-    assert {key: m.rank for key, m in welcome.items() if isinstance(m, Welcome)} == {1: 1, 2: 0, 3: 2}
-    assert roll.remind() == []
-    assert roll.lose(1, "it died") == [(2, Lost(1, "it died")), (3, Lost(1, "it died"))]
-    assert roll.lose(1, "twice") == []
-    assert roll.leave(3) == [(2, Left(2))]
-
-
-@given(
-    size=st.integers(1, 6),
-    events=st.lists(
-        st.tuples(
-            st.sampled_from(["join", "leave", "lose"]),
-            st.integers(0, 9),
-            st.none() | st.integers(0, 7),
-            st.integers(1, 6),
-        ),
-        max_size=60,
-    ),
-)
-@settings(max_examples=300, deadline=None)
-def test_whatever_happens_every_epoch_has_each_rank_once(
-    size: int, events: list[tuple[str, int, int | None, int]]
-) -> None:
-    roll = Roll(size)
-    inside: set[int] = set()
-    welcomed: dict[int, int] = {}
-    for kind, key, rank, claimed in events:
-        if kind == "join" and key not in inside:
-            what = roll.join(key, rank, Join(claimed, "host", 1, ()))
-            if not any(isinstance(m, Denied) for _, m in what):
-                inside.add(key)
-            welcomed |= {k: m.rank for k, m in what if isinstance(m, Welcome)}
-        elif kind == "leave":
-            roll.leave(key)
-            inside.discard(key)
-        elif kind == "lose":
-            roll.lose(key, "why")
-            inside.discard(key)
-        assert roll.present() == len(inside) <= size
-        if roll.epoch is None:
-            assert len(roll.missing()) == size - len(inside)
-    if welcomed:
-        assert sorted(welcomed.values()) == list(range(size))
-
-
 # The messages.
 
+UIDS = st.integers(1, 2**31 - 1)
+ROUNDS = st.integers(0, 2**40)
+SEATS = st.builds(Seat, UIDS, st.integers(-2, 65535), st.text(max_size=20), ROUNDS, *[st.just(("10.0.0.1:1",))] * 2)
+BALLOTS = st.builds(Ballot, ROUNDS, UIDS)
+REPORTS = st.builds(
+    Report, UIDS, ROUNDS, st.booleans(), st.binary(max_size=20), st.booleans(), st.booleans(), st.text(max_size=20)
+)
+VIEWS = st.builds(
+    View,
+    ROUNDS,
+    st.lists(SEATS, max_size=3).map(tuple),
+    st.lists(UIDS, max_size=3).map(tuple),
+    UIDS,
+    st.lists(REPORTS, max_size=3).map(tuple),
+    ROUNDS,
+    st.text(max_size=50),
+    st.floats(0, 10),
+    st.floats(1, 1e12),
+    st.none() | SEATS,
+)
+VOTES = st.builds(Vote, UIDS, ROUNDS, st.none() | BALLOTS, st.none() | BALLOTS, st.none() | VIEWS)
 MESSAGES = st.one_of(
-    st.builds(
-        Join,
-        st.integers(1, 65536),
-        st.text(max_size=50),
-        st.integers(0, 2**31),
-        st.lists(st.text(max_size=50), max_size=8).map(tuple),
-    ),
-    st.just(Leave()),
-    st.builds(Left, st.integers(0, 65535)),
-    st.builds(Lost, st.integers(0, 65535), st.text(max_size=200)),
+    st.builds(Hello, SEATS, st.integers(1, 65536), ROUNDS, st.none() | VOTES),
+    st.builds(Leave, st.none() | VOTES),
+    st.builds(Suspect, UIDS, st.text(max_size=200)),
     st.builds(Denied, st.text(max_size=200)),
     st.builds(Waiting, st.lists(st.integers(0, 65535), max_size=20).map(tuple)),
+    st.builds(Elsewhere, SEATS),
+    st.builds(Prepare, VIEWS, BALLOTS),
+    st.builds(Promise, ROUNDS, BALLOTS, st.none() | VOTES, st.none() | REPORTS),
+    st.builds(Decide, VIEWS),
 )
 
 
@@ -382,7 +382,7 @@ MESSAGES = st.one_of(
 @settings(max_examples=200, deadline=None)
 def test_messages_arrive_as_they_were_sent_whatever_the_pieces(messages: list[Message], data: st.DataObject) -> None:
     stream = b"".join(map(encode, messages))
-    decoder, arrived = Decoder(LONGEST_REQUEST), []
+    decoder, arrived = Decoder(LONGEST), []
     while stream:
         cut = data.draw(st.integers(1, len(stream)))
         arrived += decoder.feed(stream[:cut])
@@ -409,12 +409,12 @@ def test_a_damaged_message_is_another_one_or_breaks_the_protocol(message: Messag
     data = bytearray(encode(message))
     data[at % len(data)] = byte
     with contextlib.suppress(ProtocolError):
-        Decoder(LONGEST_REQUEST).feed(bytes(data))
+        Decoder(LONGEST).feed(bytes(data))
 
 
 def test_a_length_beyond_the_longest_takes_no_memory() -> None:
-    with pytest.raises(ProtocolError, match="announced; the longest is 65536"):
-        Decoder(LONGEST_REQUEST).feed(b"\x7f\xff\xff\xff")
+    with pytest.raises(ProtocolError, match="announced; the longest is 8388608"):
+        Decoder(LONGEST).feed(b"\x7f\xff\xff\xff")
 
 
 @pytest.mark.parametrize(
@@ -425,11 +425,11 @@ def test_a_length_beyond_the_longest_takes_no_memory() -> None:
         b"\x81\xa4kind\xa5leave\xc0",
         b"\x82\xa4kind\xa5leave\xa4more\x01",
         b"\x81\xa4kind\xa7unknown",
-        b"\x82\xa4kind\xa4left\xa4rank\xff",
+        b"\x82\xa4kind\xa5fence\xa5round\xff",
         b"\x81\xa4kind\xa4\xff\xff\xff\xff",
     ],
     ids=lambda body: body[:12].hex(),
 )
 def test_nonsense_is_no_message(body: bytes) -> None:
     with pytest.raises(ProtocolError, match="no message of ours"):
-        Decoder(LONGEST_REQUEST).feed(len(body).to_bytes(4, "big") + body)
+        Decoder(LONGEST).feed(len(body).to_bytes(4, "big") + body)

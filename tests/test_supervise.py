@@ -1,25 +1,31 @@
-"""The launcher: failures shown once, Ctrl-C within moments, and nothing left running, however it ends."""
+"""The launcher: who is killed comes back, failures are shown once, and nothing is left running, however it ends."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from stretto.errors import ScriptFailed, UsageError
-from stretto.launch.supervise import run_agents
+from stretto.launch.lives import Lives
+from stretto.launch.supervise import Care, run_agents
 
 RANK = "import os; rank = int(os.environ['STRETTO_RANK'])\n"
 COURIER = "import subprocess, sys; courier = subprocess.Popen(['sleep', '600'])\n"
 PEER_LOST = "class PeerLost(Exception): pass\n"
+
+
+KILL = "import signal\ndef kill(number=signal.SIGKILL): os.kill(os.getpid(), number)\n"
 
 
 def script(*lines: str) -> list[str]:
@@ -35,11 +41,29 @@ def pid_writer(folder: Path) -> str:
     )
 
 
+def lives(folder: Path) -> str:
+    """``life`` counts the lives of this agent, from 1; ``wait(rank, life)`` returns when another has got so far."""
+    return (
+        f"import time\nfolder = {str(folder)!r}\n"
+        "life = 1\n"
+        "while os.path.exists(f'{folder}/life-{rank}-{life}'): life += 1\n"
+        "open(f'{folder}/life-{rank}-{life}', 'w').close()\n"
+        "def wait(rank, life):\n    while not os.path.exists(f'{folder}/life-{rank}-{life}'): time.sleep(0.01)\n"
+    )
+
+
 def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
     ends = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < ends, "it did not happen"
         time.sleep(0.02)
+
+
+def coordinators() -> list[psutil.Process]:
+    """Those that this process or its children have started."""
+    here = psutil.Process().children(recursive=True)
+    living = [p for p in here if p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in living if "stretto.launch.coordination" in p.cmdline()]
 
 
 def running(folder: Path) -> list[int]:
@@ -117,7 +141,10 @@ def test_a_traceback_that_was_caught_and_logged_is_shown(capfd: pytest.CaptureFi
 
 
 def test_an_agent_killed_from_outside_is_named_with_its_signal() -> None:
-    with pytest.raises(ScriptFailed, match="agent 0 was killed by SIGKILL; was the machine out of memory"):
+    with pytest.raises(
+        ScriptFailed,
+        match="agent 0 was killed by SIGKILL; start the run again, and see whether the machine was out of m",
+    ):
         run_agents(script(RANK, "import signal\nos.kill(os.getpid(), signal.SIGKILL)"), 1)
 
 
@@ -184,9 +211,246 @@ def test_no_agent_outlives_the_launcher(tmp_path: Path, number: int) -> None:
     )
     wait_until(lambda: len(list(tmp_path.glob("[0-9]*"))) == 3)
     assert len(running(tmp_path)) == 6
+    (coordinator,) = coordinators()
+    state = psutil.Process(running(tmp_path)[0]).environ()["STRETTO_STATE"]
+    assert os.path.isdir(state)
     os.killpg(process.pid, number)
     assert process.wait() == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    wait_until(lambda: running(tmp_path) == [] and not coordinator.is_running() and not os.path.exists(state))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT])
+def test_a_killed_agent_is_started_again_with_its_number_while_others_train(tmp_path: Path, number: int) -> None:
+    lines: list[str] = []
+    act = f"if rank == 1 and life == 1: kill({number:d})\nif rank != 1: wait(1, 2)\nprint('life', life)\n"
+    assert run_agents(script(RANK, KILL, lives(tmp_path), act), 3, on_line=lines.append) == 0
+    name = signal.Signals(number).name
+    assert lines.count(f"stretto: agent 1 was killed by {name}; started again (1st time)") == 1
+    assert sorted(line for line in lines if "| " in line) == ["0| life 1", "1| life 2", "2| life 1"]
+
+
+def test_what_a_killed_agent_had_started_is_gone_before_it_comes_back(tmp_path: Path) -> None:
+    """Its courier would hold its sockets, and its number among the others."""
+    courier = "import subprocess\nif rank == 1 and life == 1: old = subprocess.Popen(['sleep', '600']).pid\n"
+    tell = "if rank == 1 and life == 1: open(f'{folder}/courier', 'w').write(str(old)); kill()\n"
+    look = (
+        "def alive(pid):\n"
+        "    try: return open(f'/proc/{pid}/stat').read().split()[2] != 'Z'\n"
+        "    except OSError: return False\n"
+        "if rank == 1: print('alive' if alive(open(f'{folder}/courier').read()) else 'gone')\nelse: wait(1, 2)\n"
+    )
+    lines: list[str] = []
+    run_agents(script(RANK, KILL, lives(tmp_path), courier, tell, look), 2, on_line=lines.append)
+    assert "1| gone" in lines
+
+
+def test_without_restarts_the_others_go_on_without_a_killed_agent(tmp_path: Path) -> None:
+    lines: list[str] = []
+    act = "if rank == 1: kill()\ntime.sleep(0.3)\nprint('done')\n"
+    command = script(RANK, KILL, lives(tmp_path), act)
+    assert run_agents(command, 3, care=Care(restarts=0), on_line=lines.append) == 0
+    assert "stretto: agent 1 was killed by SIGKILL; no agent is started again, and the others go on without it" in lines
+    assert sorted(line for line in lines if "| " in line) == ["0| done", "2| done"]
+
+
+def test_an_agent_that_dies_after_every_start_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stretto.launch.lives.MOST_QUICK", 2)
+    lines: list[str] = []
+    act = "if rank == 1: kill()\nwait(1, 2)\ntime.sleep(0.3)\n"
+    assert run_agents(script(RANK, KILL, lives(tmp_path), act), 2, on_line=lines.append) == 0
+    assert lines[-1].endswith("it died 2 times in a row within 10 s of its start, and the others go on without it")
+
+
+@pytest.mark.parametrize("restarts", [0, None])
+def test_when_no_agent_is_left_nobody_has_the_model_and_the_run_fails_in_words(
+    tmp_path: Path, restarts: int | None
+) -> None:
+    """The other is given up, or has not been started again yet."""
+    act = f"if rank == 1: wait(0, {1 if restarts == 0 else 2}); time.sleep(0.3)\nkill()\n"
+    with pytest.raises(
+        ScriptFailed, match="agent 1 was killed by SIGKILL, and no other agent is left that has the mod"
+    ):
+        run_agents(script(RANK, KILL, lives(tmp_path), act), 2, care=Care(restarts=restarts))
+
+
+def test_when_no_agent_is_left_all_begin_again_from_their_checkpoint(tmp_path: Path) -> None:
+    lines: list[str] = []
+    act = "if rank == 0 and life < 3: kill()\nif rank == 1 and life == 1: wait(0, 2); time.sleep(0.3); kill()\n"
+    command = script(RANK, KILL, lives(tmp_path), act, "print('end')")
+    assert run_agents(command, 2, care=Care(checkpoint="runs/a"), on_line=lines.append) == 0
+    assert sorted(line for line in lines if "| " in line) == ["0| end", "1| end"]
+    assert (
+        "stretto: agent 1 was killed by SIGKILL, and no other agent is left that has the model; "
+        "all are started again (1st time), to go on from the checkpoint runs/a"
+    ) in lines
+
+
+def test_an_agent_that_is_killed_when_the_others_have_finished_is_not_started_again(tmp_path: Path) -> None:
+    lines: list[str] = []
+    act = f"if rank == 1:\n    while not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)\n    kill()\n"
+
+    def heard(line: str) -> None:
+        lines.append(line)
+        if line == "0| end":
+            time.sleep(0.5)  # the launcher hears of this end before the other comes
+            (tmp_path / "go").touch()
+
+    assert run_agents(script(RANK, KILL, lives(tmp_path), act, "print('end')"), 2, on_line=heard) == 0
+    assert lines[-1] == "stretto: agent 1 was killed by SIGKILL; it is not started again, for the others have finished"
+
+
+def test_an_agent_that_waits_for_its_next_start_does_not_get_it_when_the_others_finish(tmp_path: Path) -> None:
+    lines: list[str] = []
+    act = "if rank == 1: kill()\nwait(1, 2)\ntime.sleep(0.3)\n"
+    assert run_agents(script(RANK, KILL, lives(tmp_path), act), 2, on_line=lines.append) == 0
+    assert lines[-2:] == [
+        "stretto: agent 1 was killed by SIGKILL; started again in 1 s (2nd time)",
+        "stretto: agent 1 is not started again, for the others have finished",
+    ]
+
+
+def test_an_agent_that_comes_back_too_late_and_hangs_is_named_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stretto.launch.running._LATE", 0.5)
+    lines: list[str] = []
+    act = "if rank == 1 and life == 1: kill()\nif rank == 1: time.sleep(600)\nwait(1, 2)\n"
+    assert run_agents(script(RANK, KILL, lives(tmp_path), act), 2, on_line=lines.append) == 0
+    assert lines[-1] == "stretto: agent 1 was started again as the others finished, and hangs: it is killed"
+
+
+def test_an_agent_that_lost_the_others_is_started_again_and_says_why(tmp_path: Path) -> None:
+    lines: list[str] = []
+    act = "if rank == 1 and life == 1: raise PeerLost('nobody answers')\nif rank != 1: wait(1, 2)\n"
+    assert run_agents(script(RANK, PEER_LOST, lives(tmp_path), act), 3, on_line=lines.append) == 0
+    assert lines == ["stretto: agent 1 lost the others (PeerLost: nobody answers); started again (1st time)"]
+
+
+def test_an_agent_that_lost_the_others_may_take_its_time_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stretto.launch.hearing._HOLD", 0.1)
+    lines: list[str] = []
+    slow = "import traceback\ntry: raise PeerLost('nobody answers')\nexcept PeerLost: traceback.print_exc()\n"
+    act = "if rank == 1 and life == 1:\n    fail()\n    time.sleep(0.5)\n    sys.exit(1)\nif rank != 1: wait(1, 2)\n"
+    define = "import sys\ndef fail():\n    " + slow.replace("\n", "\n    ") + "\n"
+    run_agents(script(RANK, PEER_LOST, lives(tmp_path), define, act), 2, on_line=lines.append)
+    assert lines[-1] == "stretto: agent 1 lost the others (PeerLost: nobody answers); started again (1st time)"
+
+
+def test_a_script_that_fails_only_when_it_is_started_again_is_shown_and_ends_nobody_else(tmp_path: Path) -> None:
+    lines: list[str] = []
+    act = "if rank == 1 and life == 1: kill()\nif rank == 1 and life == 2: os.mkdir(folder)\nwait(1, 3)\n"
+    assert run_agents(script(RANK, KILL, lives(tmp_path), act), 2, on_line=lines.append) == 0
+    said = [line for line in lines if line.startswith("stretto")]
+    assert said == [
+        "stretto: agent 1 was killed by SIGKILL; started again (1st time)",
+        "stretto: agent 1 ended with exit code 1; started again in 1 s (2nd time)",
+    ]
+    assert sum("FileExistsError" in line for line in lines) == 1
+
+
+def test_starts_come_later_and_later_while_an_agent_dies_right_after_them() -> None:
+    lives = Lives()
+    said = [str(lives := lives.died(after=1.0)) for _ in range(4)]
+    assert said == [
+        "started again (1st time)",
+        "started again in 1 s (2nd time)",
+        "started again in 2 s (3rd time)",
+        "started again in 4 s (4th time)",
+    ]
+    assert lives.died(after=1.0).why_no_more == "it died 5 times in a row within 10 s of its start"
+    assert str(lives.died(after=60.0)) == "started again (5th time)"
+    assert [str(replace(lives, deaths=n)).split("(")[1] for n in (11, 21, 112)] == [
+        "11th time)",
+        "21st time)",
+        "112th time)",
+    ]
+
+
+def test_restarts_are_counted_where_they_are_limited() -> None:
+    once = Lives(most=1).died(after=60.0)
+    assert once.why_no_more is None
+    assert once.died(after=60.0).why_no_more == "an agent is started again 1 times at most"
+
+
+def test_killing_the_coordinator_ends_nobody_else(tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def heard(line: str) -> None:
+        lines.append(line)
+        if line == "0| here":
+            (process,) = coordinators()
+            process.kill()
+        if line.startswith("stretto"):
+            (tmp_path / "go").touch()
+
+    act = f"print('here', flush=True)\nwhile not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)\n"
+    assert run_agents(script(RANK, "import time\n", act), 2, on_line=heard) == 0
+    assert "stretto: the coordinator was killed by SIGKILL; an agent takes its place" in lines
+
+
+def test_no_coordinator_outlives_its_run() -> None:
+    run_agents(script("pass"), 2)
+    assert coordinators() == []
+
+
+def test_where_agents_elsewhere_hold_the_model_the_last_one_here_is_started_again_too(tmp_path: Path) -> None:
+    lines: list[str] = []
+    command = script(RANK, KILL, lives(tmp_path), "if life == 1: kill()\n")
+    code = run_agents(
+        command, 1, first_rank=1, size=2, coordinator="10.0.0.1:29400", secret="s" * 32, on_line=lines.append
+    )
+    assert (code, lines) == (0, ["stretto: agent 1 was killed by SIGKILL; started again (1st time)"])
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_a_coordinator_for_agents_elsewhere_ends_when_none_of_them_is_here() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    assert run_agents(script("pass"), 1, size=2, coordinator=address, hosts_coordinator=True, secret="s" * 32) == 0
+    assert coordinators() == []
+
+
+def test_a_coordinator_for_agents_elsewhere_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    launcher = (
+        "import sys; from stretto.launch.supervise import run_agents\n"
+        f"run_agents(sys.argv[1:], 2, size=4, coordinator={address!r}, hosts_coordinator=True, secret='s' * 32)"
+    )
+    command = script(RANK, COURIER, pid_writer(tmp_path), "import time; time.sleep(600)")
+    process = subprocess.Popen([sys.executable, "-c", launcher, *command], process_group=0)
+    wait_until(lambda: len(list(tmp_path.glob("[0-9]*"))) == 2)
+    (coordinator,) = coordinators()
+    process.kill()
+    process.wait()
     wait_until(lambda: running(tmp_path) == [])
+    assert coordinator.is_running()
+    coordinator.kill()  # it would end by itself, a moment later
+
+
+def test_agents_share_a_private_folder_that_goes_with_the_launch(tmp_path: Path) -> None:
+    look = (
+        "import stat; state = os.environ['STRETTO_STATE']\n"
+        "print(state, oct(stat.S_IMODE(os.stat(state).st_mode)))\n"
+        "open(f'{state}/vote-{rank}', 'w').close()\n"
+    )
+    lines: list[str] = []
+    run_agents(script(RANK, look), 2, on_line=lines.append)
+    (words,) = {tuple(line.split()[1:]) for line in lines}
+    assert words[1] == "0o700" and not os.path.exists(words[0])
+
+
+def test_what_to_do_when_agents_die_is_told_to_the_agents() -> None:
+    lines: list[str] = []
+    names = "STRETTO_MIN_AGENTS", "STRETTO_CHECKPOINT", "STRETTO_CHECKPOINT_EVERY"
+    care = Care(min_agents=1, checkpoint="runs/a", checkpoint_every=0.5)
+    run_agents(script(f"import os; print(*map(os.environ.get, {names}))"), 1, care=care, on_line=lines.append)
+    assert lines == ["0| 1 runs/a 0.5"]
 
 
 def test_lines_can_be_taken_by_the_caller() -> None:

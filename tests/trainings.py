@@ -13,7 +13,6 @@ from stretto.agent import Agent
 from stretto.core import Link, Strategy
 from stretto.data import Shard
 from stretto.gradients import Gradients
-from stretto.session import Session
 from stretto.sim import World
 from stretto.text import parse
 
@@ -71,11 +70,11 @@ def simulated(size: int, strategy: str, epochs: int, width: int, *, native: bool
     chosen: Strategy = parse(strategy, "strategy")
 
     async def live(link: Link) -> list[str]:
-        session, net = Session(chosen), model(width)
+        net = model(width)
         optimizer = sgd(net)
         sent: list[Tensor] = []
 
-        def send(_: int, flat: Tensor) -> Any:
+        def send(_: int, of: int, flat: Tensor, mean: Tensor) -> Any:
             sent.append(flat)
             return lambda: None
 
@@ -83,15 +82,17 @@ def simulated(size: int, strategy: str, epochs: int, width: int, *, native: bool
             gradients.weight = share
 
         gradients = Gradients(
-            [net], allocate=lambda n: torch.zeros(n, dtype=torch.uint8), send=send, rank=link.rank, size=link.size
+            [net], allocate=lambda n: torch.zeros(n, dtype=torch.uint8), send=send, leads=lambda: link.rank == 0
         )
         shard = Shard(data(), BATCH, epochs=epochs, seed=3, rank=link.rank, size=link.size, on_batch=weigh)
         digests = [digest(net)]
         for step, (x, y) in enumerate(shard, 1):
             with torch.enable_grad():
                 functional.cross_entropy(net(x), y).backward()
-            for number, flat in enumerate(sent):
-                await session.mean(link, number, flat, step)
+            for flat in sent:
+                (mean,), _ = await chosen.exchange.mean(link, [flat], chosen.codec, None, step)
+                if mean.data_ptr() != flat.data_ptr():
+                    flat.copy_(mean)
             sent.clear()
             for bucket in gradients.buckets:
                 bucket.settle()

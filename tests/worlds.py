@@ -128,8 +128,7 @@ def _live(rank: int, epoch: Epoch, secret: str, listener: socket.socket, over: s
     mesh = Mesh(loop, rank, epoch, dial)
     board = Switchboard(
         loop,
-        rank,
-        epoch.number,
+        epoch.members[rank],
         epoch.members,
         secret,
         _certificate(rank),

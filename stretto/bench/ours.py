@@ -32,8 +32,7 @@ class BareTcp:
         self._mesh = Mesh(self._loop, team.rank, Epoch(1, members), self._dial)
         self._switchboard = Switchboard(
             self._loop,
-            team.rank,
-            1,
+            members[team.rank],
             members,
             "a benchmark on loopback",
             make_certificate(),

@@ -14,32 +14,43 @@ import msgspec
 
 from stretto.cli import INTERRUPTED
 from stretto.errors import ScriptFailed
-from stretto.launch.supervise import run_agents
+from stretto.launch.supervise import USUAL, Care, run_agents
 from stretto.workloads.folder import NEWS, outcomes
 from stretto.workloads.result import Job, Progress, Result, combine
 
 
-def launch(job: Job, agents: int, show: Callable[[Progress], None], say: Callable[[str], None]) -> Result:
+def launch(
+    job: Job,
+    agents: int,
+    show: Callable[[Progress], None],
+    say: Callable[[str], None],
+    care: Care = USUAL,
+) -> Result:
     """Train with ``agents`` processes on this machine; ``show`` gets their progress, ``say`` the lines they print.
+
+    The result is of those that finished; ``say`` is told who did not.
 
     Raises:
         KeyboardInterrupt, SystemExit: a signal ended the agents.
-        ScriptFailed: an agent failed, and has said why; or some left no outcome.
+        ScriptFailed: an agent failed, and has said why; or none left an outcome.
     """
     with tempfile.TemporaryDirectory(prefix="stretto-") as name:
         folder = Path(name)
         job = msgspec.structs.replace(job, folder=name)
         command = [sys.executable, "-m", "stretto.workloads.job", msgspec.json.encode(job).decode()]
         with _listening(folder, show):
-            code = run_agents(command, agents, link=job.link, on_line=say)
+            code = run_agents(command, agents, link=job.link, care=care, on_line=say)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code:
             sys.exit(code)
         left = list(outcomes(folder, agents))
-    if len(left) != agents:
-        missing = sorted(set(range(agents)) - {o.rank for o in left})
-        raise ScriptFailed(f"agents {missing} ended without an outcome; run again, and report it if it comes back")
+    if not left:
+        raise ScriptFailed(f"all {agents} agents ended without an outcome; run again, and report it if it comes back")
+    missing = sorted(set(range(agents)) - {outcome.rank for outcome in left})
+    if missing:
+        who = f"agent{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+        say(f"stretto: the result is of {len(left)} of {agents} agents: {who} did not finish")
     return combine(job, left)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from stretto import text, workloads
+from stretto import text
 from stretto.errors import UnknownName, UsageError
-from stretto.launch.join import LINKS
-from stretto.workloads.result import Job
+from stretto.launch.environment import LINKS
+from stretto.launch.supervise import Care
+
+if TYPE_CHECKING:
+    from stretto.workloads.result import Job
 
 agents = click.option("--agents", "-n", default=4, show_default=True, help="How many agents (processes) to start.")
 link = click.option("--link", default="auto", show_default=True, help=f"The transport: {', '.join(LINKS)}.")
@@ -27,6 +31,44 @@ target = click.option("--target", type=float, help="Stop at this accuracy on the
 data = click.option(
     "--data", metavar="DIR", envvar="STRETTO_DATA", show_envvar=True, help="The data's folder; else they are fetched."
 )
+
+_CARE = (
+    click.option("--restarts", type=int, help="How often a killed agent is started again. [default: always]"),
+    click.option("--min-agents", type=int, help="So many may go on without a majority. [default: wait for one]"),
+    click.option("--checkpoint", metavar="PLACE", help="Where to save the run, and from where to go on."),
+    click.option("--checkpoint-every", type=float, metavar="SECONDS", help="How often to save it."),
+)
+
+
+def care(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what to do when agents die; see :func:`careful`."""
+    for option in reversed(_CARE):
+        command = option(command)
+    return command
+
+
+def careful(
+    agents: int,
+    *,
+    restarts: int | None,
+    min_agents: int | None,
+    checkpoint: str | None,
+    checkpoint_every: float | None,
+) -> Care:
+    """What the options of :func:`care` mean for so many agents.
+
+    Raises:
+        UsageError: one of them cannot be.
+    """
+    if restarts is not None and restarts < 0:
+        raise UsageError(f"--restarts {restarts}: give 0 or more")
+    if min_agents is not None and not 1 <= min_agents <= agents:
+        raise UsageError(f"--min-agents {min_agents} of {agents} agents: give 1 to {agents}")
+    if checkpoint_every is not None and not 0 < checkpoint_every < float("inf"):
+        raise UsageError(f"--checkpoint-every {checkpoint_every:g}: give more than 0 seconds")
+    if checkpoint_every is not None and checkpoint is None:
+        raise UsageError("--checkpoint-every says how often to save; give --checkpoint PLACE too, to say where")
+    return Care(restarts=restarts, min_agents=min_agents, checkpoint=checkpoint, checkpoint_every=checkpoint_every)
 
 
 def check_agents(count: int) -> None:
@@ -63,6 +105,9 @@ def job(
         UsageError: an option that cannot be, or more agents than samples.
         DataError: the data are not there, or damaged.
     """
+    from stretto import workloads  # noqa: PLC0415  with torch, which `stretto run` does without
+    from stretto.workloads.result import Job  # noqa: PLC0415
+
     known = workloads.get(workload)
     check_agents(agents)
     check_link(link)

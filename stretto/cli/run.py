@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,6 +24,7 @@ DEFAULT_AGENTS = 4
     "--cluster", metavar="FILE", help="A cluster.toml: run this on each of its machines, each starts its part."
 )
 @click.option("--host", metavar="NAME", help="Which machine of the cluster this is. [default: found by its address]")
+@options.care
 @options.json
 @click.argument("script")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -34,6 +36,7 @@ def run(
     json: str | None,
     script: str,
     arguments: tuple[str, ...],
+    **care: Any,
 ) -> None:
     """Run SCRIPT with its ARGUMENTS in several agents, and exit as it does. Options of stretto go before SCRIPT."""
     output.check_json(json)
@@ -48,14 +51,19 @@ def run(
             raise UsageError("--host names a machine of a cluster; give --cluster FILE too")
         size = DEFAULT_AGENTS if agents is None else agents
         options.check_agents(size)
-        code = run_agents(command, size, link=link, on_line=on_line)
+        code = run_agents(command, size, link=link, care=options.careful(size, **care), on_line=on_line)
     else:
         if agents is not None:
             raise UsageError(f"{cluster} says how many agents each machine has; leave --agents out")
         machines = read_cluster(Path(cluster))
         size = machines.size
         code = run_host(
-            command, machines, machines.host(host) if host else machines.which(), link=link, on_line=on_line
+            command,
+            machines,
+            machines.host(host) if host else machines.which(),
+            link=link,
+            care=options.careful(size, **care),
+            on_line=on_line,
         )
     took = time.monotonic() - begin
     output.write_json(json, {"script": script, "agents": size, "exit_code": code, "seconds": took})

@@ -12,6 +12,7 @@ from stretto.cli import options, output
 from stretto.cli.launching import launch
 from stretto.cli.live import view
 from stretto.errors import StrettoError
+from stretto.launch.supervise import USUAL, Care
 from stretto.workloads.result import Job, Result
 
 
@@ -27,8 +28,18 @@ from stretto.workloads.result import Job, Result
 @options.batch_size
 @options.seed
 @options.data
+@options.care
 @options.json
-def train(workload: str, agents: int, json: str | None, **chosen: Any) -> None:
+def train(
+    workload: str,
+    agents: int,
+    json: str | None,
+    restarts: int | None,
+    min_agents: int | None,
+    checkpoint: str | None,
+    checkpoint_every: float | None,
+    **chosen: Any,
+) -> None:
     """Train WORKLOAD (digits, fashion-mnist or mnist) with several agents on this machine.
 
     Without --epochs, --seconds or --target it trains the workload's usual epochs; with several, the first to be
@@ -36,7 +47,14 @@ def train(workload: str, agents: int, json: str | None, **chosen: Any) -> None:
     """
     output.check_json(json)
     job = options.job(workload, agents, **chosen)
-    result = watch(output.console(json), job, agents)
+    care = options.careful(
+        agents,
+        restarts=restarts,
+        min_agents=min_agents,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+    )
+    result = watch(output.console(json), job, agents, care)
     output.write_json(json, result)
     if result.reached is False:
         raise StrettoError(
@@ -45,18 +63,17 @@ def train(workload: str, agents: int, json: str | None, **chosen: Any) -> None:
         )
 
 
-def watch(console: Console, job: Job, agents: int) -> Result:
+def watch(console: Console, job: Job, agents: int, care: Care = USUAL) -> Result:
     """Train while the console shows it, then sum it up."""
     title = f"{job.workload}, {job.model}: {agents} agents, {job.strategy}, link {job.link}"
     with view(console, title, agents) as seen:
-        result = launch(job, agents, seen.show, output.printer(console))
+        result = launch(job, agents, seen.show, output.printer(console), care)
     summarise(console, result)
     return result
 
 
 def summarise(console: Console, result: Result) -> None:
     """The result in a few lines."""
-    least, most = result.times_seen
     equal = len(set(result.digests)) == 1
     console.print()
     console.print(f"accuracy {output.percent(result.accuracy)}, loss {result.loss:.3f} on the test data")
@@ -67,7 +84,7 @@ def summarise(console: Console, result: Result) -> None:
     wire = statistics.fmean(result.wire_sent)
     counted = f"({output.megabytes(wire)} by the system's own counters)" if wire else "(none of it over a network)"
     console.print(f"an agent sent {output.megabytes(statistics.fmean(result.bytes_sent))} {counted}")
-    console.print(f"every sample was trained {f'exactly {least}' if least == most else f'{least} or {most}'} times")
+    console.print(result.proof)
     console.print(
         f"the weights of all {result.agents} agents are equal: {result.digests[0]}"
         if equal

@@ -1,4 +1,4 @@
-"""The courier process: orders in, coroutines over the mesh, answers out."""
+"""The courier process: orders in, a session over the mesh, answers out; and the membership in a thread beside it."""
 
 from __future__ import annotations
 
@@ -9,41 +9,51 @@ import select
 import signal
 import socket
 import ssl
+import sys
 import threading
 import time
 import traceback
-from typing import Final, NoReturn
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Final, NoReturn
 
 import torch
 from torch import Tensor
 
+from stretto.core import Epoch, Link, Member, Network
+from stretto.courier.desk import Desk, is_complete
 from stretto.courier.orders import (
     DTYPES,
     LONGEST,
     Answer,
     Ask,
     Counted,
+    Donate,
+    Donated,
     Done,
+    Extent,
     Failed,
     Finish,
+    Heal,
+    Healed,
+    MakeRoom,
     Memory,
+    Room,
     Run,
+    Serve,
     Use,
     encode,
     read_order,
 )
 from stretto.courier.place import Place
-from stretto.errors import PeerLost, StrettoError
-from stretto.exchanges import agree, broadcast, measure
-from stretto.links.channel import StreamLink
+from stretto.errors import PeerLost, Refused, StrettoError, UsageError
 from stretto.links.connect import Switchboard
 from stretto.links.loop import Loop
-from stretto.links.memory import Arena
+from stretto.links.memory import Arena, Board
 from stretto.links.mesh import Mesh
 from stretto.links.tls import make_certificate
-from stretto.membership.messages import LONGEST_ANSWER, Decoder, Leave, Left, Lost
-from stretto.membership.messages import encode as encode_message
-from stretto.session import Session
+from stretto.membership import Runner
+from stretto.session import Closing, Direct, Order, Session, epoch_of
 from stretto.text import parse
 from stretto.trace import Trace
 
@@ -51,16 +61,16 @@ _LINGER: Final = 1.0
 """Seconds that a courier which leaves waits for its peers to have read everything."""
 
 
-def be_courier(place: Place, pair: socket.socket, trainer: int) -> NoReturn:
+def be_courier(place: Place, pair: socket.socket, trainer: int, desk: Desk) -> NoReturn:
     """The child's whole life."""
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         gc.freeze()  # what the trainer has open is closed here, and must not be closed again when it is collected
-        _close_others({0, 1, 2, pair.fileno(), place.coordinator.fileno(), *(s.fileno() for s in place.listeners)})
+        _close_others({0, 1, 2, pair.fileno(), *(s.fileno() for s in place.sockets)})
         torch.set_num_threads(1)
-        _Errands(place, pair, trainer).run()
+        _Errands(place, pair, trainer, desk).run()
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -80,64 +90,96 @@ def _close_others(keep: set[int]) -> None:
 
 
 class _Errands:
-    """The courier's whole state: its loop and mesh, the memory it was shown, a session for each group of buckets."""
+    """The courier's whole state: its loop and mesh, the memory it was shown, the session and the membership."""
 
-    def __init__(self, place: Place, pair: socket.socket, trainer: int) -> None:
+    def __init__(self, place: Place, pair: socket.socket, trainer: int, desk: Desk) -> None:
         self._place, self._pair, self._trainer = place, pair, trainer
+        self._label = place.seat.label
+        self._trace = Trace(place.trace, self._label)
         self._loop = Loop()
-        self._mesh = self._make_mesh()
-        self._mesh.network = place.network
-        self._switchboard = Switchboard(
-            self._loop,
-            place.rank,
-            place.epoch.number,
-            place.epoch.members,
+        self._around = _Around(self, desk)
+        self._session = Session(place.seat.uid, self._around, self)
+        self.runner = Runner(
+            place.seat,
             place.secret,
-            make_certificate(),
-            unix=place.board is not None,
-            adopt=self._adopt,
-            lose=self._lose,
+            view=place.view,
+            lead=place.lead,
+            head=place.head,
+            listener=place.control,
+            doors=place.doors,
+            min_agents=place.min_agents,
+            state=place.state,
+            trainer=trainer,
+            freeze=self._in_loop(self._freeze),
+            hold=self._in_loop(self._session.hold),
+            install=self._in_loop(self._install),
+            out=self._in_loop(self._out),
+            deny=self._in_loop(self._deny),
+            say=self._say,
+            event=self._trace.event,
         )
-        self._decoder = Decoder(LONGEST_ANSWER)
         self._memory: list[Arena] = []
-        self._sessions: dict[int, Session] = {}
-        self._running = 0
-        self._leaving = False
-        self._over = False
-        self._reasons: dict[int, str] = {}
-        self._trace = Trace(place.trace, place.rank)
-
-    def _make_mesh(self) -> Mesh:
-        if self._place.link != "c10d":
-            return Mesh(self._loop, self._place.rank, self._place.epoch, self._dial)
-        from stretto.links import c10d  # noqa: PLC0415  (torch.distributed is loaded where it is asked for)
-
-        groups = c10d.Groups(self._place.rank, self._place.epoch, self._place.listeners[0].fileno())
-        return c10d.GroupMesh(self._loop, self._place.rank, self._place.epoch, groups)
-
-    def _adopt(self, peer: int, sock: socket.socket) -> None:
-        self._trace.event("connect", peer=peer, family=sock.family.name, tls=isinstance(sock, ssl.SSLSocket))
-        self._mesh.adopt(peer, sock)
-
-    def _lose(self, peer: int, why: str) -> None:
-        self._trace.event("lost", peer=peer, why=why)
-        self._mesh.lose(peer, why)
-
-    def _dial(self, peer: int) -> None:
-        self._switchboard.dial(peer)
+        self.leaving = self._over = False
 
     def run(self) -> None:
-        for listener in self._place.listeners if self._place.link != "c10d" else ():
-            self._switchboard.answer(listener)
         self._loop.watch(self._pair.fileno(), select.EPOLLIN, self._hear_trainer)
-        self._place.coordinator.setblocking(False)
-        self._loop.watch(self._place.coordinator.fileno(), select.EPOLLIN, self._hear_coordinator)
-        if self._place.board is not None:
-            threading.Thread(target=self._place.board.serve, daemon=True).start()
+        if any(seat.uid == self._place.seat.uid for seat in self._place.view.seats):
+            self._session.install(self._place.view)
+        self.runner.start()
         while not self._over:
             self._loop.turn()
-        self._switchboard.close()
-        self._mesh.close()
+        self.runner.close()
+        self._around.close()
+
+    # What the session needs to reach the trainer
+
+    def done(self, number: int, closing: Closing | None) -> None:
+        self._answer(Done(number, closing))
+
+    def failed(self, number: int, error: StrettoError) -> None:
+        self._answer(Failed(number, type(error).__name__, str(error)))
+
+    def donate(self) -> None:
+        self._answer(Donate())
+
+    def make_room(self, nbytes: int) -> None:
+        self._answer(MakeRoom(nbytes))
+
+    def heal(self) -> None:
+        self._answer(Heal())
+
+    # What the membership tells, in the loop's thread
+
+    def _in_loop(self, function: Callable[..., object]) -> Callable[..., None]:
+        return lambda *args: self._loop.call(lambda: function(*args))
+
+    def _freeze(self, number: int) -> None:
+        self.runner.frozen(number, self._session.freeze())
+
+    def _install(self, view: View) -> None:
+        if self._place.link == "c10d" and not self.leaving:
+            lost = PeerLost(
+                f"agent {self._label} cannot go on ({view.why}): link c10d loses all with one; use link tcp"
+            )
+            self._session.refuse(lost)
+            return
+        self._session.install(view)
+
+    def _out(self, why: str) -> None:
+        if self.leaving:
+            return
+        self._say(f"agent {self._label} is out: {why}; it comes back at its next step")
+        self._session.out()
+
+    def _deny(self, why: str) -> None:
+        if not self.leaving:
+            self._session.refuse(Refused(f"agent {self._label} is not let in: {why}"))
+            threading.Thread(target=self.runner.close, daemon=True).start()
+
+    def _say(self, text: str) -> None:
+        print(f"stretto: {text}", file=sys.stderr, flush=True)
+
+    # What the trainer orders
 
     def _hear_trainer(self, _: int) -> None:
         try:
@@ -145,140 +187,202 @@ class _Errands:
         except ConnectionError:  # it ended with an answer unread
             raw = b""
         if not raw:
-            self._loop.forget(self._pair.fileno())
-            self._loop.spawn(self._end())
+            self._over = True
             return
         order = read_order(raw)
         match order:
             case Run():
-                self._begin(order)
+                self._session.order(
+                    Order(
+                        order.number,
+                        order.what,
+                        self._tensor(order.place),
+                        order.group,
+                        order.bucket,
+                        order.of,
+                        order.fence,
+                        order.about,
+                        order.brings,
+                        order.round,
+                    )
+                )
+            case Serve():
+                self._around.serve(Arena.open(order.pid, order.fd, order.nbytes), order.rank, order.size)
             case Memory():
                 self._memory.append(Arena.open(self._trainer, order.fd, order.nbytes))
             case Use():
-                self._sessions[order.group] = Session(parse(order.strategy, "strategy"))
+                self._session.use(order.group, parse(order.strategy, "strategy"))
+            case Donated():
+                self._session.donated(self._tensor(order.place))
+            case Room():
+                self._session.room(self._tensor(order.place))
+            case Healed():
+                self._session.healed()
             case Ask():
-                usage = resource.getrusage(resource.RUSAGE_SELF)
-                totals = self._mesh.totals()
-                self._answer(
-                    Counted(
-                        totals.sent,
-                        totals.received,
-                        totals.wire_sent,
-                        totals.wire_received,
-                        totals.connections,
-                        usage.ru_utime + usage.ru_stime,
-                    )
-                )
+                self._answer(self._counted())
             case Finish():
-                self._leaving = True
+                self.leaving = True
                 self._loop.spawn(self._leave())
 
-    def _begin(self, order: Run) -> None:
-        link = self._mesh.link(order.number)
-        task = self._loop.spawn(self._exchange(order, link))
+    def _counted(self) -> Counted:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        totals = self._around.mesh.totals()
+        return Counted(
+            totals.sent,
+            totals.received,
+            totals.wire_sent,
+            totals.wire_received,
+            totals.connections,
+            usage.ru_utime + usage.ru_stime,
+        )
 
-        def ended(_: object) -> None:
-            self._mesh.forget(order.number)
-            if task.error is None:
-                self._answer(Done(order.number))
-                return
-            e = task.error
-            if not isinstance(e, StrettoError):
-                e = StrettoError(f"agent {self._place.rank}'s courier failed: {type(e).__name__}: {e}")
-            self._answer(Failed(order.number, type(e).__name__, str(e), getattr(e, "peer", -1)))
-
-        task.then(ended)
-
-    async def _exchange(self, order: Run, link: StreamLink) -> None:
-        match order.what:
-            case "mean":
-                await self._sessions[order.group].mean(link, order.bucket, self._tensor(order), order.step)
-            case "broadcast":
-                await broadcast(link, self._tensor(order))
-            case "agree":
-                await agree(link, order.about, bytes(self._tensor(order).numpy()).decode())
-            case "measure":
-                self._mesh.network = network = await measure(link)
-                self._trace.event("network", delay=network.delay, rate=network.rate)
-            case "why":
-                peer = int(order.about)
-                raise PeerLost(self._reasons.get(peer, f"agent {peer} left"), peer)
-
-    def _tensor(self, order: Run) -> Tensor:
-        return self._memory[order.memory].tensor(order.offset, order.numel, DTYPES[order.dtype])
-
-    def _hear_coordinator(self, _: int) -> None:
-        while True:
-            try:
-                raw = self._place.coordinator.recv(LONGEST)
-            except (BlockingIOError, ssl.SSLWantReadError):
-                return
-            except OSError:
-                raw = b""
-            if not raw:
-                self._loop.forget(self._place.coordinator.fileno())
-                self._break_off(-1, "the coordinator is gone")
-                return
-            for message in self._decoder.feed(raw):
-                if isinstance(message, Lost):
-                    self._break_off(message.rank, message.why)
-                elif isinstance(message, Left):
-                    self._part_with(message.rank)
-
-    def _break_off(self, rank: int, why: str) -> None:
-        """Whoever waits, wait no longer."""
-        if self._leaving:
-            return
-        for peer in range(self._place.epoch.size) if rank < 0 else (rank,):
-            if peer != self._place.rank:
-                self._reasons[peer] = f"agent {self._place.rank} lost agent {peer}: {why}"
-                self._lose(peer, why)
-        if self._place.board is not None:
-            self._place.board.break_off(max(rank, 0))
-
-    def _part_with(self, rank: int) -> None:
-        """An agent has done its part and left: what it sent before still counts, what it would send does not come."""
-        if self._leaving:
-            return
-        why = "it finished and left while others went on; give all agents the same number of steps (agent.shard does)"
-        self._reasons[rank] = f"agent {self._place.rank} lost agent {rank}: {why}"
-        self._trace.event("left", peer=rank)
-        self._loop.spawn(self._give_up(rank, why))
-        if self._place.board is not None:
-            self._place.board.break_off(rank)
-
-    async def _give_up(self, rank: int, why: str) -> None:
-        """A connection that it made last may still be on its way to us; its end is noticed by itself."""
-        await self._loop.sleep(_LINGER / 2)
-        if not self._mesh.meets(rank):
-            self._mesh.lose(rank, why)
-
-    async def _end(self) -> None:
-        """The trainer is gone without a word. Gloo drops what peers have not read yet, so there they get a moment."""
-        if self._place.link == "c10d":
-            await self._loop.sleep(_LINGER / 2)
-        self._over = True
+    def _tensor(self, place: Extent) -> Tensor:
+        return self._memory[place.memory].tensor(place.offset, place.numel, DTYPES[place.dtype])
 
     async def _leave(self) -> None:
         """Say goodbye, and keep reading for a moment so that closing does not reset what peers still have to read."""
-        self._mesh.bye()
-        try:
-            self._place.coordinator.setblocking(True)
-            self._place.coordinator.sendall(encode_message(Leave()))
-        except OSError:
-            pass
-        self._answer_and_hang_up()
-        until = time.monotonic() + _LINGER
-        while time.monotonic() < until and self._mesh.totals().connections:
-            await self._loop.sleep(0.01)
-        self._over = True
-
-    def _answer_and_hang_up(self) -> None:
+        self.runner.leave()
+        self._around.mesh.bye()
         self._loop.forget(self._pair.fileno())
         self._pair.close()
+        until = time.monotonic() + _LINGER
+        while time.monotonic() < until and self._around.mesh.totals().connections:
+            await self._loop.sleep(0.01)
+        self._over = True
 
     def _answer(self, answer: Answer) -> None:
         try:
             self._pair.send(encode(answer))
         except OSError:
-            self._over = True
+            self._over = self._over or not self.leaving
+
+
+class _Around:
+    """The session's surroundings: links of the mesh, tasks of the loop, the runner's ear."""
+
+    def __init__(self, errands: _Errands, desk: Desk) -> None:
+        self._errands = errands
+        self._desk = desk
+        self._board: Board | None = None
+        self._sharers: tuple[Member, ...] = ()
+        self._left: dict[int, str] = {}
+        place = errands._place
+        self._uid = place.seat.uid
+        self._loop = errands._loop
+        self.event = errands._trace.event
+        seat = place.seat
+        nowhere = Epoch(0, (Member(0, seat.host, seat.pid, seat.addresses, seat.uid, seat.label),))
+        self._switchboard = Switchboard(
+            self._loop,
+            nowhere.members[0],
+            nowhere.members,
+            place.secret,
+            make_certificate(),
+            unix=False,
+            adopt=self._adopt,
+            lose=self._give_up,
+        )
+        self.mesh = Mesh(self._loop, 0, nowhere, self._switchboard.dial, self._lost)
+        if place.link == "c10d":
+            self.mesh = self._meet_by_c10d(place)
+        else:
+            for listener in place.data:
+                self._switchboard.answer(listener)
+
+    def _meet_by_c10d(self, place: Place) -> Mesh:
+        from stretto.links import c10d  # noqa: PLC0415  (torch.distributed is loaded where it is asked for)
+
+        epoch = epoch_of(place.view)
+        if place.seat.uid not in epoch.uids:
+            raise UsageError(f"agent {place.seat.label} comes too late: link c10d takes no newcomers; use link tcp")
+        rank = epoch.uids.index(place.seat.uid)
+        groups = c10d.Groups(rank, epoch, place.data[0].fileno())
+        return c10d.GroupMesh(self._loop, rank, epoch, groups, self._lost)
+
+    def close(self) -> None:
+        self._switchboard.close()
+        self.mesh.close()
+
+    def link(self, exchange: int) -> Link:
+        return self.mesh.link(exchange)
+
+    def forget(self, exchange: int) -> None:
+        self.mesh.forget(exchange)
+
+    def spawn(
+        self, coroutine: Coroutine[Any, Any, Any], ended: Callable[[Any, BaseException | None], None]
+    ) -> Callable[[], None]:
+        task = self._loop.spawn(coroutine)
+        task.then(lambda waiter: ended(waiter.value, waiter.error))
+        return task.cancel
+
+    def serve(self, arena: Arena, rank: int, size: int) -> None:
+        """This epoch's board. (If the epoch is over already the trainer will not use it.)"""
+        self._board = Board(arena, rank, size, lambda: self._desk.frozen)
+        self._sharers = self.mesh.epoch.members
+        self._desk.open()
+        self._board.serve()
+
+    def hold(self) -> None:
+        self._desk.hold()
+
+    def direct(self) -> Direct | None:
+        if self._board is None or self._desk.frozen:
+            return None
+        self._desk.freeze()
+        self._board.freeze()
+        at = self._desk.standing()
+        return Direct(at.round, at.begun, at.of, at.fence, is_complete(self._board, at))
+
+    def direct_results(self) -> dict[int, Tensor]:
+        assert self._board is not None
+        return {
+            bucket: self._board.result(ticket, self._desk.blank(bucket))
+            for bucket, ticket in enumerate(self._desk.standing().tickets)
+        }
+
+    def enter(self, epoch: Epoch, rank: int) -> None:
+        self._end_writers(epoch)
+        self._switchboard.enter(epoch.members)
+        self.mesh.enter(epoch, rank)
+
+    def _end_writers(self, epoch: Epoch) -> None:
+        """Those who are out could write into the memory of those who are in, if they ran again: end them."""
+        for rank, member in enumerate(self._sharers):
+            if self._board is not None and member.uid not in epoch.uids:
+                for pid in (member.pid, self._board.courier_of(rank)):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        self._sharers = ()
+
+    def abandon(self) -> None:
+        self.mesh.abandon()
+
+    def measured(self, network: Network) -> None:
+        self.mesh.network = network
+
+    def ready(self, brought: str) -> None:
+        self._errands.runner.ready(brought)
+
+    def at_fence(self, round: int) -> None:
+        self._errands.runner.fence(round)
+
+    def _give_up(self, uid: int, why: str) -> None:
+        self.mesh.lose(uid, why)
+
+    def _adopt(self, uid: int, sock: socket.socket) -> None:
+        self.event("connect", peer=uid, family=sock.family.name, tls=isinstance(sock, ssl.SSLSocket))
+        self.mesh.adopt(uid, sock)
+
+    def _lost(self, uid: int, why: str, left: bool) -> None:
+        """Who has left with a goodbye is missed only when an exchange needs it."""
+        self._switchboard.parted(uid)
+        if left:
+            self._left[uid] = why
+        elif not self._errands.leaving:
+            self._errands.runner.suspect(uid, why)
+
+    def missed(self, peer: int) -> None:
+        uid = self.mesh.uids[peer] if peer >= 0 else 0
+        if uid in self._left and not self._errands.leaving:
+            self._errands.runner.suspect(uid, self._left[uid])

@@ -7,7 +7,9 @@ from typing import Final, TypeAlias
 import msgspec
 import torch
 
-LONGEST: Final = 64 << 10
+from stretto.session.rounds import Closing
+
+LONGEST: Final = 1 << 20
 
 
 class Memory(msgspec.Struct, tag=True, frozen=True):
@@ -24,19 +26,54 @@ class Use(msgspec.Struct, tag=True, frozen=True):
     strategy: str
 
 
-class Run(msgspec.Struct, tag=True, frozen=True):
-    """Run exchange ``what`` on a piece of memory; ``number`` is the same at every agent."""
+class Extent(msgspec.Struct, tag=True, frozen=True):
+    """A tensor in the ``memory``-th piece of memory."""
 
-    number: int
-    what: str
     memory: int
     offset: int
     numel: int
     dtype: str
+
+
+class Run(msgspec.Struct, tag=True, frozen=True):
+    """Carry out ``what`` on a tensor; see :class:`stretto.session.Order`."""
+
+    number: int
+    what: str
+    place: Extent
     group: int = 0
     bucket: int = 0
-    step: int = 0
+    of: int = 1
+    fence: bool = False
     about: str = ""
+    brings: bool = False
+    round: int = 0
+
+
+class Serve(msgspec.Struct, tag=True, frozen=True):
+    """The board of this epoch lies in that memory of process ``pid``; the trainer is about to use it."""
+
+    pid: int
+    fd: int
+    nbytes: int
+    rank: int
+    size: int
+
+
+class Donated(msgspec.Struct, tag=True, frozen=True):
+    """The trainer's state lies there."""
+
+    place: Extent
+
+
+class Room(msgspec.Struct, tag=True, frozen=True):
+    """There is room for the state."""
+
+    place: Extent
+
+
+class Healed(msgspec.Struct, tag=True, frozen=True):
+    """The trainer has taken the state over."""
 
 
 class Ask(msgspec.Struct, tag=True, frozen=True):
@@ -49,13 +86,27 @@ class Finish(msgspec.Struct, tag=True, frozen=True):
 
 class Done(msgspec.Struct, tag=True, frozen=True):
     number: int
+    closing: Closing | None = None
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
     number: int
     error: str
     message: str
-    peer: int = -1
+
+
+class Donate(msgspec.Struct, tag=True, frozen=True):
+    """A newcomer needs the state as it is now: put it into memory and say where."""
+
+
+class MakeRoom(msgspec.Struct, tag=True, frozen=True):
+    """We need memory for a state of so many bytes."""
+
+    nbytes: int
+
+
+class Heal(msgspec.Struct, tag=True, frozen=True):
+    """The state is there."""
 
 
 class Counted(msgspec.Struct, tag=True, frozen=True):
@@ -67,8 +118,8 @@ class Counted(msgspec.Struct, tag=True, frozen=True):
     cpu_seconds: float
 
 
-Order: TypeAlias = Memory | Use | Run | Ask | Finish
-Answer: TypeAlias = Done | Failed | Counted
+Order: TypeAlias = Memory | Use | Run | Serve | Donated | Room | Healed | Ask | Finish
+Answer: TypeAlias = Done | Failed | Donate | MakeRoom | Heal | Counted
 encode = msgspec.msgpack.Encoder().encode
 read_order = msgspec.msgpack.Decoder(Order).decode
 read_answer = msgspec.msgpack.Decoder(Answer).decode

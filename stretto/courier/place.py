@@ -1,4 +1,4 @@
-"""Everything a courier needs to know of the epoch it serves."""
+"""Everything a courier needs to know to serve: who we are, who the others are, and the sockets to meet them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,35 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from stretto.core import Epoch, Network
-from stretto.links.memory import Board
+from stretto.membership.messages import Seat, View
 
 
 @dataclass(frozen=True)
 class Place:
-    """Who an agent is, who the others are, and the sockets to meet them; ``board`` where all share memory."""
+    """Where an agent stands when it has arrived. ``view`` may be one that it is not in: then it is a newcomer.
 
-    rank: int
-    epoch: Epoch
-    network: Network
+    ``lead`` is the control connection that it came by, with process ``head``; ``data`` and ``control`` listen. At
+    ``doors`` newcomers look for the run.
+    """
+
+    seat: Seat
+    view: View
     secret: str
-    coordinator: socket.socket
-    listeners: tuple[socket.socket, ...]
+    lead: socket.socket
+    head: int
+    data: tuple[socket.socket, ...]
+    control: socket.socket
     link: str = "tcp"
-    board: Board | None = None
+    doors: tuple[str, ...] = ()
+    min_agents: int | None = None
+    state: Path | None = None
     trace: Path | None = None
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        return (self.lead, self.control, *self.data)
+
+    def close(self) -> None:
+        """The courier has its own."""
+        for sock in self.sockets:
+            sock.close()

@@ -1,4 +1,4 @@
-"""The trainer's end: allocate shared memory, order exchanges, wait for them."""
+"""The trainer's end: allocate shared memory, order exchanges, wait for them, and meanwhile give or take the state."""
 
 from __future__ import annotations
 
@@ -7,86 +7,194 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
 from stretto import errors
+from stretto.core import Epoch
+from stretto.courier.desk import Desk
+from stretto.courier.direct import Direct
 from stretto.courier.errands import be_courier
 from stretto.courier.orders import (
     LONGEST,
     Answer,
     Ask,
     Counted,
+    Donate,
+    Donated,
     Done,
+    Extent,
     Failed,
     Finish,
+    Heal,
+    Healed,
+    MakeRoom,
     Memory,
     Order,
+    Room,
     Run,
+    Serve,
     Use,
     encode,
     read_answer,
 )
 from stretto.courier.place import Place
-from stretto.errors import PeerLost, StrettoError
-from stretto.links.memory import Arena, Board, Ticket
+from stretto.errors import StrettoError
+from stretto.links.memory import Arena, Board
+from stretto.session import Closing
 
 SCRATCH: Final = 4 << 20
 """Bytes through which weights, texts and single numbers go."""
 
+Wait = Callable[[], Closing | None]
+
+
+class Keeper(Protocol):
+    """Who has the state that a newcomer needs."""
+
+    def snapshot(self, room: Callable[[int], Tensor]) -> Tensor:
+        """The state, in memory (uint8) of at least its size that ``room(nbytes)`` gives."""
+        ...
+
+    def take_over(self, state: Tensor) -> None:
+        """Become what ``state`` says."""
+        ...
+
+    def moved(self, closing: Closing) -> None:
+        """A round that was no average ended with a new epoch."""
+        ...
+
 
 class Courier:
-    """The trainer's end: allocate shared memory, order exchanges, wait for them."""
+    """The trainer's end of its courier process."""
 
     def __init__(self, place: Place) -> None:
-        self._place = place
+        self._at = place
         self._arenas: list[Arena] = []
-        self._number = 0
+        self._common: list[Arena] = []
+        self._number = self._round = 0
+        self._desk = Desk()
+        self._board: Board | None = None
+        self._uids: tuple[int, ...] = ()
+        self._direct: Direct | None = None
+        self._by_itself: set[int] = set()
         self._answers: dict[int, Done | Failed] = {}
-        self._native: set[int] = set()
+        self._keeper: Keeper | None = None
+        self._state: Tensor | None = None
         self.waited = 0.0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LONGEST)
         trainer = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
-            be_courier(place, theirs, trainer)
+            be_courier(place, theirs, trainer, self._desk)
         theirs.close()
-        for sock in (place.coordinator, *place.listeners):
-            sock.close()
+        place.close()
         self._socket = ours
         self.scratch = self.allocate(SCRATCH)
+        self._words = self.allocate(64)
+
+    def keep(self, keeper: Keeper) -> None:
+        """From now on newcomers can be given, and we can be given, what ``keeper`` has."""
+        self._keeper = keeper
 
     def allocate(self, nbytes: int) -> Tensor:
-        """Zeroed memory (uint8) that the courier sees. Where agents share memory it is collective, in one order."""
-        board = self._place.board
-        arena = board.allocate(nbytes) if board is not None else Arena.create(nbytes)
-        self._arenas.append(arena)
-        self._tell(Memory(arena.fd, arena.nbytes))
+        """Zeroed memory (uint8) that the courier sees. All agents allocate the same, in the same order."""
+        arena = self._allocate(nbytes)
+        self._common.append(arena)
+        if self._board is not None:
+            self._board.register(self._common)
         return arena.bytes[:nbytes]
 
-    def use(self, group: int, strategy: str, *, native: bool) -> None:
+    def _allocate(self, nbytes: int) -> Arena:
+        arena = Arena.create(nbytes)
+        self._arenas.append(arena)
+        self._tell(Memory(arena.fd, arena.nbytes))
+        return arena
+
+    def use(self, group: int, strategy: str, *, native: bool = False) -> None:
         """Average the buckets of ``group`` by ``strategy``; ``native`` where shared memory does it."""
         self._tell(Use(group, strategy))
         if native:
-            self._native.add(group)
+            self._by_itself.add(group)
 
-    def mean(self, group: int, bucket: int, step: int, x: Tensor) -> Callable[[], None]:
-        """Begin the average of ``x`` (1-d, from :meth:`allocate`); what is returned waits for it."""
-        board = self._place.board
-        if board is not None and group in self._native:
-            ticket = board.submit(x, 1.0 / self._place.epoch.size)
-            return lambda: self._timed(lambda: self._board_wait(board, ticket))
-        number = self._run("mean", x, group=group, bucket=bucket, step=step)
-        return lambda: self._timed(lambda: self._wait(number))
+    @property
+    def apart(self) -> bool:
+        """Do results need memory of their own?"""
+        return self._at.link == "shm"
+
+    def settle_in(self, epoch: Epoch, rank: int) -> Closing | None:
+        """Where all share memory: make it the common one of this epoch. All members call it when they enter.
+
+        The closing, where the epoch is over before that is done.
+        """
+        self._board, self._uids = None, epoch.uids
+        if not self.apart or epoch.size == 1:
+            return None
+        where = self._words[:24].view(torch.int64)
+        mine = Arena.create(Board.nbytes(epoch.size)) if rank == 0 else None
+        if mine is not None:
+            where.copy_(torch.tensor([os.getpid(), mine.fd, mine.nbytes]))
+        closing = self._wait(self._run("broadcast", self._words[:24]))
+        if closing is not None and (closing.epoch is not None or closing.alone):
+            return closing
+        arena = mine or Arena.open(*where.tolist())
+        board = Board(arena, rank, epoch.size, lambda: self._desk.frozen)
+        board.register(self._common)
+        self._tell(Serve(*where.tolist(), rank, epoch.size))
+        closing = self._wait(self._run("broadcast", self._words[:8]))  # everybody is registered
+        if closing is not None and (closing.epoch is not None or closing.alone):
+            return closing
+        self._board = board
+        return None
+
+    def mean(self, group: int, x: Tensor, out: Tensor, *, bucket: int = 0, of: int = 1, fence: bool = False) -> Wait:
+        """Begin ``out`` = average of ``x`` (1-d, from :meth:`allocate`), one of a round's ``of`` buckets.
+
+        ``out`` may be ``x``, but for :attr:`apart`. What is returned waits for it; one of a round's gives its closing.
+        """
+        if bucket == 0:
+            self._direct = None
+            if self._board is not None and group in self._by_itself and self._desk.begin(self._round + 1, of, fence):
+                self._direct = Direct(self._board, self._desk, self._round + 1, of, fence, self._uids, self)
+        if self._direct is not None:
+            wait = self._direct.submit(group, bucket, x, out)
+        else:
+            wait = self.order(group, x, out, bucket=bucket, of=of, fence=fence)
+        return lambda: self._timed(wait)
+
+    def order(self, group: int, x: Tensor, out: Tensor, *, bucket: int, of: int, fence: bool) -> Wait:
+        """As :meth:`mean`, by the courier."""
+        number = self._run("mean", x, group=group, bucket=bucket, of=of, fence=fence)
+
+        def wait() -> Closing | None:
+            closing = self._wait(number)
+            if out is not x:
+                out.copy_(x)
+            return closing
+
+        return wait
+
+    def passed(self, round: int) -> None:
+        """The round is behind us."""
+        self._round = round
+
+    def _timed(self, wait: Wait) -> Closing | None:
+        begin = time.perf_counter()
+        try:
+            return wait()
+        finally:
+            self.waited += time.perf_counter() - begin
 
     def broadcast(self, x: Tensor) -> None:
-        """``x`` becomes agent 0's ``x``."""
-        self._wait(self._run("broadcast", x))
+        """``x`` becomes the first agent's ``x``."""
+        self._collect(self._run("broadcast", x))
 
-    def agree(self, about: str, text: str) -> None:
-        """Compare ``text`` among all agents.
+    def agree(self, about: str, text: str, *, brings: bool = False) -> None:
+        """Compare ``text`` among all agents. ``brings``: a newcomer must bring the same.
 
         Raises:
             Disagreement: it differs; says whose and where.
@@ -96,11 +204,16 @@ class Courier:
             part = raw[at : at + SCRATCH]
             x = self.scratch[: len(part)]
             x.copy_(torch.frombuffer(bytearray(part), dtype=torch.uint8))
-            self._wait(self._run("agree", x, about=about))
+            self._collect(self._run("agree", x, about=about, brings=brings))
 
     def measure(self) -> None:
         """Let the agents measure their network and agree on what it is like."""
-        self._wait(self._run("measure", self.scratch[:1]))
+        self._collect(self._run("measure", self._words[:1]))
+
+    def _collect(self, number: int) -> None:
+        closing = self._wait(number)
+        if closing is not None and closing.epoch is not None and self._keeper is not None:
+            self._keeper.moved(closing)
 
     def counted(self) -> Counted:
         """Bytes so far."""
@@ -120,56 +233,55 @@ class Courier:
         self._socket.close()
         os.waitpid(self._pid, 0)
 
-    def _timed(self, wait: Callable[[], None]) -> None:
-        begin = time.perf_counter()
-        try:
-            wait()
-        finally:
-            self.waited += time.perf_counter() - begin
-
-    def _board_wait(self, board: Board, ticket: Ticket) -> None:
-        try:
-            board.wait(ticket)
-        except PeerLost as e:
-            raise self._explained(e) from None
-
-    def _explained(self, e: PeerLost) -> PeerLost:
-        """The courier knows why it left; ask."""
-        if e.peer == self._place.rank:
-            return e
-        number = self._run("why", torch.empty(0), about=str(e.peer))
-        try:
-            self._wait(number)
-        except PeerLost as told:
-            return told
-        return e
-
     def _run(self, what: str, x: Tensor, **more: Any) -> int:
         self._number += 1
-        memory, offset = self._locate(x) if x.numel() else (0, 0)
-        dtype = str(x.dtype).removeprefix("torch.")
-        self._tell(Run(self._number, what, memory, offset, x.numel(), dtype, **more))
+        self._tell(Run(self._number, what, self._place(x), round=self._round + 1, **more))
         return self._number
 
-    def _locate(self, x: Tensor) -> tuple[int, int]:
+    def _place(self, x: Tensor) -> Extent:
+        dtype = str(x.dtype).removeprefix("torch.")
         for i, arena in enumerate(self._arenas):
             offset = arena.offset_of(x)
             if offset is not None:
-                return i, offset
+                return Extent(i, offset, x.numel(), dtype)
         raise errors.UsageError("a courier exchanges tensors that lie in its memory; allocate them from it")
 
-    def _wait(self, number: int) -> None:
+    def _wait(self, number: int) -> Closing | None:
         while number not in self._answers:
-            self._hear()
+            self._serve(self._hear())
         answer = self._answers.pop(number)
         if isinstance(answer, Failed):
             raise _as_raised(answer)
+        if answer.closing is not None and not answer.closing.alone:
+            self._round = answer.closing.round
+        return answer.closing
+
+    def _serve(self, answer: Answer) -> None:
+        """While we wait: a newcomer needs our state, or we are one and are given it."""
+        match answer:
+            case Donate():
+                assert self._keeper is not None
+                self._state = self._keeper.snapshot(self._room)
+                self._tell(Donated(self._place(self._state)))
+            case MakeRoom():
+                self._state = self._room(answer.nbytes)[: answer.nbytes]
+                self._tell(Room(self._place(self._state)))
+            case Heal():
+                assert self._keeper is not None and self._state is not None
+                self._keeper.take_over(self._state)
+                self._tell(Healed())
+
+    def _room(self, nbytes: int) -> Tensor:
+        """Memory that has held a state before, where it suffices."""
+        if self._state is None or len(self._state) < nbytes:
+            return self._allocate(nbytes).bytes
+        return self._state
 
     def _tell(self, order: Order) -> None:
         try:
             self._socket.send(encode(order))
         except OSError as e:
-            raise StrettoError(f"agent {self._place.rank}'s courier is gone ({e}); see its last words above") from e
+            raise StrettoError(f"{self._called}'s courier is gone ({e}); see its last words above") from e
 
     def _hear(self) -> Answer:
         try:
@@ -177,11 +289,15 @@ class Courier:
         except ConnectionResetError:
             raw = b""
         if not raw:
-            raise StrettoError(f"agent {self._place.rank}'s courier ended without a word; was it killed?")
+            raise StrettoError(f"{self._called}'s courier ended without a word; was it killed?")
         answer: Answer = read_answer(raw)
-        if not isinstance(answer, Counted):
+        if isinstance(answer, Done | Failed):
             self._answers[answer.number] = answer
         return answer
+
+    @property
+    def _called(self) -> str:
+        return f"agent {self._at.seat.label}"
 
 
 def _as_raised(failed: Failed) -> StrettoError:
@@ -189,6 +305,4 @@ def _as_raised(failed: Failed) -> StrettoError:
     kind = getattr(errors, failed.error, StrettoError)
     error: StrettoError = kind.__new__(kind)
     error.args = (failed.message,)
-    if isinstance(error, PeerLost):
-        error.peer = failed.peer
     return error

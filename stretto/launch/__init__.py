@@ -2,6 +2,6 @@
 
 from stretto.launch.cluster import Cluster, Host, read_cluster
 from stretto.launch.environment import Identity, read
-from stretto.launch.supervise import run_agents
+from stretto.launch.supervise import Care, run_agents
 
-__all__ = ["Cluster", "Host", "Identity", "read", "read_cluster", "run_agents"]
+__all__ = ["Care", "Cluster", "Host", "Identity", "read", "read_cluster", "run_agents"]

@@ -1,7 +1,7 @@
 """``cluster.toml``: the machines of a run, how many agents each has, and where their secret lies.
 
 secret_file = "secret"          # beside this file, readable by you alone
-port = 29400                    # of the coordinator, on the first host
+port = 29400                    # of the coordinator, on the first host; of its successor, on the next one
 
 [[host]]
 name = "a"
@@ -49,8 +49,9 @@ class Cluster:
         return sum(host.agents for host in self.hosts)
 
     @property
-    def coordinator(self) -> str:
-        return places.join(self.hosts[0].address, self.port)
+    def coordinators(self) -> str:
+        """Where the coordinator is, and after it where its successors would be, between commas."""
+        return ",".join(dict.fromkeys(places.join(host.address, self.port) for host in self.hosts))
 
     def host(self, name: str) -> Host:
         for host in self.hosts:

@@ -1,19 +1,26 @@
 """Who this process is, from what its launcher left in the environment: ``stretto run``, torchrun, SLURM, or alone.
 
 Nothing below this package reads the environment: everything arrives as a value.
+
+Only ``stretto run`` starts a killed agent again while the others go on. torchrun ends all its workers when one dies,
+and starts all of them again (``--max-restarts``): they go on from their last checkpoint (``STRETTO_CHECKPOINT``). Under
+SLURM the others go on without the dead one where srun lets them: ``srun --no-kill --kill-on-bad-exit=0 --wait=0``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from stretto.errors import UsageError
 from stretto.launch.secret import HOW, checked, job_secret, secret_in
 from stretto.links import addresses as places
+
+LINKS: Final = ("auto", "c10d", "shm", "tcp")
+"""``auto`` is shared memory where all agents are on one machine, else TCP."""
 
 _SLURM_PORTS: Final = range(15000, 30000)
 """Below the ports that Linux lends to outgoing connections (from 32768)."""
@@ -21,7 +28,11 @@ _SLURM_PORTS: Final = range(15000, 30000)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Everything an agent needs to know to enter. ``rank`` is None where the coordinator numbers the agents."""
+    """Everything an agent needs to know to enter. ``rank`` is None where the coordinator numbers the agents.
+
+    ``coordinator`` may be several addresses between commas. ``state`` is a folder for what outlives a process of ours.
+    ``min_agents`` may go on without a majority. The run is saved at ``checkpoint`` every ``checkpoint_every`` seconds.
+    """
 
     rank: int | None = 0
     size: int = 1
@@ -33,6 +44,10 @@ class Identity:
     link: str | None = None
     interface: str | None = None
     trace: Path | None = None
+    state: Path | None = None
+    min_agents: int | None = None
+    checkpoint: str | None = None
+    checkpoint_every: float | None = None
 
 
 def read(environ: Mapping[str, str]) -> Identity:
@@ -41,30 +56,52 @@ def read(environ: Mapping[str, str]) -> Identity:
     Raises:
         UsageError: variables are missing or contradict each other, or there is no secret between machines.
     """
+    common = _common(environ)
     for described, identity in (
         (("STRETTO_COORDINATOR", "STRETTO_RANK", "STRETTO_SIZE"), _of_stretto),
         (("TORCHELASTIC_RUN_ID",), _of_torchrun),
         (("SLURM_PROCID", "SLURM_NTASKS"), _of_slurm),
     ):
         if any(environ.get(name) for name in described):
-            return _checked(identity(environ))
+            return _checked(replace(identity(environ), **common))
     if all(environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
-        return _checked(_of_torchrun(environ))
-    return Identity(link=environ.get("STRETTO_LINK"), trace=_trace(environ))
+        return _checked(replace(_of_torchrun(environ), **common))
+    return Identity(**common)
+
+
+def addresses(text: str) -> list[str]:
+    """The addresses between commas, each checked.
+
+    Raises:
+        UsageError: one of them is no ``host:port``.
+    """
+    found = [address.strip() for address in text.split(",")]
+    for address in found:
+        places.split(address)
+    return found
+
+
+def _common(env: Mapping[str, str]) -> dict[str, Any]:
+    """What is said in the same words whoever the launcher is."""
+    return {
+        "link": env.get("STRETTO_LINK"),
+        "interface": env.get("STRETTO_INTERFACE"),
+        "trace": _path(env, "STRETTO_TRACE"),
+        "state": _path(env, "STRETTO_STATE"),
+        "min_agents": _number(env, "STRETTO_MIN_AGENTS") if env.get("STRETTO_MIN_AGENTS") else None,
+        "checkpoint": env.get("STRETTO_CHECKPOINT") or None,
+        "checkpoint_every": _seconds(env, "STRETTO_CHECKPOINT_EVERY"),
+    }
 
 
 def _of_stretto(env: Mapping[str, str]) -> Identity:
-    places.split(_text(env, "STRETTO_COORDINATOR"))
     return Identity(
         rank=_number(env, "STRETTO_RANK") if env.get("STRETTO_RANK") else None,
         size=_number(env, "STRETTO_SIZE"),
         local_rank=_number(env, "STRETTO_LOCAL_RANK") if env.get("STRETTO_LOCAL_RANK") else 0,
-        coordinator=env["STRETTO_COORDINATOR"],
+        coordinator=",".join(addresses(_text(env, "STRETTO_COORDINATOR"))),
         secret=_secret(env, lambda: None),
         launcher="stretto",
-        link=env.get("STRETTO_LINK"),
-        interface=env.get("STRETTO_INTERFACE"),
-        trace=_trace(env),
     )
 
 
@@ -82,9 +119,6 @@ def _of_torchrun(env: Mapping[str, str]) -> Identity:
         hosts_coordinator=rank == 0,
         secret=_secret(env, lambda: job_secret(job, env.get("XDG_RUNTIME_DIR")) if together else None),
         launcher="torchrun",
-        link=env.get("STRETTO_LINK"),
-        interface=env.get("STRETTO_INTERFACE"),
-        trace=_trace(env),
     )
 
 
@@ -103,9 +137,6 @@ def _of_slurm(env: Mapping[str, str]) -> Identity:
         hosts_coordinator=rank == 0,
         secret=_secret(env, lambda: job_secret(name, env.get("XDG_RUNTIME_DIR")) if together else None),
         launcher="slurm",
-        link=env.get("STRETTO_LINK"),
-        interface=env.get("STRETTO_INTERFACE"),
-        trace=_trace(env),
     )
 
 
@@ -141,6 +172,10 @@ def _secret(env: Mapping[str, str], derive: Callable[[], str | None]) -> str:
 def _checked(identity: Identity) -> Identity:
     if identity.size < 1:
         raise UsageError(f"{identity.launcher} says there are {identity.size} agents; there must be at least 1")
+    if identity.min_agents is not None and not 1 <= identity.min_agents <= identity.size:
+        raise UsageError(
+            f"STRETTO_MIN_AGENTS={identity.min_agents} of {identity.size} agents; give 1 to {identity.size}"
+        )
     if identity.rank is not None and identity.rank >= identity.size:
         raise UsageError(
             f"{identity.launcher} says this is agent {identity.rank} of {identity.size}; "
@@ -149,8 +184,21 @@ def _checked(identity: Identity) -> Identity:
     return identity
 
 
-def _trace(env: Mapping[str, str]) -> Path | None:
-    return Path(env["STRETTO_TRACE"]) if env.get("STRETTO_TRACE") else None
+def _path(env: Mapping[str, str], name: str) -> Path | None:
+    return Path(env[name]) if env.get(name) else None
+
+
+def _seconds(env: Mapping[str, str], name: str) -> float | None:
+    value = env.get(name)
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"{name}={value!r} is not a number of seconds above 0")
+    return seconds
 
 
 def _text(env: Mapping[str, str], name: str) -> str:

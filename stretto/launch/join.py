@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Final
 
 import torch
 
@@ -14,14 +12,12 @@ from stretto.agent import Agent
 from stretto.core import Epoch
 from stretto.courier import Place
 from stretto.errors import UnknownName, UsageError
-from stretto.launch.environment import Identity, read
+from stretto.launch.coordinator import Lifeline, start_coordinator
+from stretto.launch.environment import LINKS, Identity, read
 from stretto.links import addresses as places
 from stretto.links.connect import listen_tcp, listen_unix
-from stretto.links.memory import Arena, Board, member_address, open_board
-from stretto.membership import Coordinator, Entry, enter
-
-LINKS: Final = ("auto", "c10d", "shm", "tcp")
-"""``auto`` is shared memory where all agents are on one machine, else TCP."""
+from stretto.membership import Entry, enter, kept
+from stretto.session import epoch_of
 
 
 def join(*, link: str | None = None, environ: Mapping[str, str] | None = None) -> Agent:
@@ -41,60 +37,66 @@ def join(*, link: str | None = None, environ: Mapping[str, str] | None = None) -
         raise UnknownName("link", link, LINKS)
     if identity.size == 1 or identity.coordinator is None or identity.secret is None:
         return Agent()
-    coordinator = _host_coordinator(identity) if identity.hosts_coordinator else None
+    lifeline = _host_coordinator(identity) if identity.hosts_coordinator else None
     try:
-        return _enter(identity, link, identity.coordinator, identity.secret, coordinator)
+        place = arrive(identity, link, identity.coordinator, identity.secret)
     except BaseException:
-        if coordinator is not None:
-            coordinator.close()
+        if lifeline is not None:
+            lifeline.close()
         raise
+    return Agent(place, left=lifeline.dismiss if lifeline is not None else lambda: None)
 
 
-def _host_coordinator(identity: Identity) -> Coordinator:
+def _host_coordinator(identity: Identity) -> Lifeline:
     assert identity.coordinator is not None and identity.secret is not None
-    host, port = places.split(identity.coordinator)
-    coordinator = Coordinator(identity.size, identity.secret, host if host == "127.0.0.1" else "", port)
-    coordinator.start()
-    return coordinator
-
-
-def _enter(identity: Identity, link: str, address: str, secret: str, coordinator: Coordinator | None) -> Agent:
-    place = arrive(identity, link, address, secret)
-    return Agent(place, link=place.link, hosted=coordinator)
+    host, port = places.split(identity.coordinator.split(",")[0])
+    return start_coordinator(
+        identity.size,
+        identity.secret,
+        host if host == "127.0.0.1" else "",
+        port,
+        min_agents=identity.min_agents,
+    )
 
 
 def arrive(identity: Identity, link: str, address: str, secret: str) -> Place:
-    """Enter the epoch that the coordinator at ``address`` calls: all that a courier needs to know to serve there.
+    """Enter the run that the coordinator at ``address`` calls: all that a courier needs to know to serve there.
 
     Raises:
         UsageError: the link cannot be had here.
         NetworkError: the coordinator or the others cannot be reached.
     """
-    tcp = listen_tcp()
+    tcp, control = listen_tcp(), listen_tcp()
     unix, unix_address = listen_unix()
-    memory = Arena.create(Board.nbytes(identity.size))
-    port = tcp.getsockname()[1]
+    ips = places.candidates(address.split(",", maxsplit=1)[0], identity.interface)
     entry = enter(
         address,
         secret,
         identity.rank,
         identity.size,
-        addresses=[
-            unix_address,
-            member_address(memory),
-            *(places.join(ip, port) for ip in places.candidates(address, identity.interface)),
-        ],
+        addresses=(unix_address, *(places.join(ip, tcp.getsockname()[1]) for ip in ips)),
+        control=[places.join(ip, control.getsockname()[1]) for ip in ips],
         host=places.machine_id(),
         pid=os.getpid(),
+        vote=kept(identity.state, identity.rank),
         say=_say,
     )
-    chosen = choose(link, entry.epoch)
-    _share_cores(entry)
-    place = Place(entry.rank, entry.epoch, entry.network, secret, entry.sock, (tcp, unix), chosen, trace=identity.trace)
-    if chosen == "shm":
-        return replace(place, board=_board(entry, memory))
-    memory.close()
-    return place
+    epoch = epoch_of(entry.view)
+    _share_cores(entry, epoch)
+    return Place(
+        entry.seat,
+        entry.view,
+        secret,
+        entry.sock,
+        entry.head,
+        (tcp, unix),
+        control,
+        choose(link, epoch),
+        doors=tuple(address.split(",")),
+        min_agents=identity.min_agents,
+        state=identity.state,
+        trace=identity.trace,
+    )
 
 
 def choose(link: str, epoch: Epoch) -> str:
@@ -105,7 +107,7 @@ def choose(link: str, epoch: Epoch) -> str:
     """
     together = len(set(epoch.hosts)) == 1
     if link == "shm" and not together:
-        hosts = _ranks_by_host(epoch)
+        hosts = _labels_by_host(epoch)
         raise UsageError(
             f"link shm needs all agents on one machine; here they are on {len(hosts)}: {hosts}; use --link auto"
         )
@@ -114,26 +116,22 @@ def choose(link: str, epoch: Epoch) -> str:
     return link
 
 
-def _ranks_by_host(epoch: Epoch) -> Sequence[list[int]]:
-    return [[r for r, h in enumerate(epoch.hosts) if h == host] for host in sorted(set(epoch.hosts))]
+def _labels_by_host(epoch: Epoch) -> Sequence[list[int]]:
+    return [[m.label for m in epoch.members if m.host == host] for host in sorted({m.host for m in epoch.members})]
 
 
-def _share_cores(entry: Entry) -> None:
+def _share_cores(entry: Entry, epoch: Epoch) -> None:
     """Agents that each compute with all cores of one machine are slower than one; only torchrun sees to that itself."""
-    here = entry.epoch.hosts.count(entry.epoch.hosts[entry.rank])
-    fair = max(1, len(os.sched_getaffinity(0)) // here)
-    if here > 1 and torch.get_num_threads() > fair:
-        if entry.rank == entry.epoch.hosts.index(entry.epoch.hosts[entry.rank]):
+    mine = entry.seat
+    here = [m.uid for m in epoch.members if m.host == mine.host and m.uid != mine.uid]
+    fair = max(1, len(os.sched_getaffinity(0)) // (len(here) + 1))
+    if here and torch.get_num_threads() > fair:
+        if not any(m.host == mine.host and m.label < mine.label for m in epoch.members):
             _say(
-                f"{here} agents share this machine, so each computes with {fair} of {torch.get_num_threads()} threads; "
-                "call torch.set_num_threads after stretto.join() for another number"
+                f"{len(here) + 1} agents share this machine, so each computes with {fair} of "
+                f"{torch.get_num_threads()} threads; call torch.set_num_threads after stretto.join() for another number"
             )
         torch.set_num_threads(fair)
-
-
-def _board(entry: Entry, mine: Arena) -> Board:
-    first = entry.epoch.members[0]
-    return Board(mine if entry.rank == 0 else open_board(first, entry.epoch.size), entry.rank, entry.epoch.size)
 
 
 def _say(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import IO, Final
 
@@ -10,6 +11,8 @@ _CHUNK: Final = 1 << 16
 _LONGEST_LINE: Final = 1 << 16
 _MOST_HELD: Final = 5000
 _TRACEBACK: Final = "Traceback (most recent call last):"
+_ERROR: Final = re.compile(r"(?:\d+\| )?(?!stretto: )([A-Za-z_][\w.]*(?:: .*)?)$")
+"""A line that names an exception: nothing else of a traceback begins in its first column with a name."""
 
 
 class Pipe:
@@ -55,6 +58,7 @@ class Held:
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        self._released: str | None = None
         self.since: float | None = None
 
     def take(self, lines: list[str], now: float) -> list[str]:
@@ -68,11 +72,18 @@ class Held:
         self._lines += lines
         return self.release() if len(self._lines) > _MOST_HELD else []
 
-    def mentions(self, word: str) -> bool:
-        return any(word in line for line in self._lines)
+    def error(self) -> str | None:
+        """The first error of the traceback that is, or was, held: what came while it was handled is not the cause."""
+        within = False
+        for line in self._lines:
+            within = within or _TRACEBACK in line
+            if within and (found := _ERROR.match(line)) is not None:
+                return found[1]
+        return self._released
 
     def release(self) -> list[str]:
         """All that was held; what comes next passes again."""
+        self._released = self.error()
         lines, self._lines, self.since = self._lines, [], None
         return lines
 

@@ -1,170 +1,222 @@
-"""The agents of one launch, from their start to the end of the last: heard together, ended together.
+"""The agents of one launch, from their start to the end of the last: started again, or ended together.
 
-Theory of operation. One thread polls the agents' pipes, their ends (pidfds) and our signals. When an agent fails, the
-others soon fail too, because they miss it: whoever fails first with anything else than ``PeerLost`` is the one to show.
-Its traceback is shown, the others' are not, and all are ended: SIGTERM, and SIGKILL a moment later, to whole process
-groups, so that couriers and data loaders go as well. An agent that ends leaves its courier a moment to say goodbye.
+Theory of operation. An agent that is killed is started again with the same number, while others train and hold the
+model for it; so is one that lost the others (its error is a ``NetworkError``), unless within a moment another turns out
+to be the cause. An agent whose script failed did so for a reason that the others have too, so it ends the run: its
+traceback is shown, the others' are not, and all are ended, with their couriers and data loaders: SIGTERM, and SIGKILL a
+moment later, to whole process groups. Only in an agent that was started again a failure may be due to just that (a file
+exists already): it is shown, and counts as one more death. An agent that ends leaves its courier a moment to say
+goodbye.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import signal
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final, Self
 
 from stretto.errors import ScriptFailed
-from stretto.launch.output import Held, Pipe
-from stretto.launch.processes import Group, Warden
+from stretto.launch.coordinator import Call, Lifeline, import_path
+from stretto.launch.hearing import Hearing, Show
+from stretto.launch.life import Agent, End, Life
+from stretto.launch.lives import Lives
 
-_TICK: Final = 0.05
 _SETTLE: Final = 1.0
 """Seconds to wait for the cause when the first to fail only missed another agent."""
-_HOLD: Final = 2.0
-"""Seconds after which a traceback whose agent lives on is shown: it was caught, and logged."""
 _GRACE: Final = 1.2
 """Seconds between SIGTERM and SIGKILL; all is over within 2 s."""
-_LINGER: Final = 2.0
-"""Seconds that an agent's other processes have when the agent has ended."""
-
-Show = Callable[[str, bool], None]
+_LATE: Final = 60.0
+"""Seconds in which an agent that was started again as the others finished has to find out, and end."""
 
 
-class _Agent:
-    """One agent as the launcher sees it: running, then lingering (its trainer has ended), then gone."""
+class NobodyLeft(ScriptFailed):
+    """No agent has the model any more; ``what`` took the last one."""
 
-    def __init__(self, rank: int, group: Group, prefix: str) -> None:
-        self.rank = rank
-        self.group = group
-        leader = group.leader
-        self.out = Pipe(leader.stdout, prefix) if leader.stdout else None
-        self.err = Pipe(leader.stderr, prefix) if leader.stderr else None
-        self.held = Held()
-        self.code: int | None = None
-        self.ended_at = 0.0
-        self.gone = False
-
-    def missed_another(self) -> bool:
-        return self.held.mentions("PeerLost")
+    def __init__(self, what: str, next_step: str) -> None:
+        super().__init__(f"{what}{next_step}")
+        self.what = what
 
 
 class Run:
-    """The agents of one launch. A context manager: at its end nothing is left running."""
+    """The agents of one launch. A context manager: at its end nothing is left running.
 
-    def __init__(self, show: Show, *, piped: bool) -> None:
-        self._show = show
+    Args:
+        show: gets every line, and whether it is of standard error.
+        piped: whether we read what agents print.
+        elsewhere: whether other launches have agents of the same run.
+        restarts: how often an agent is started again at most; None: always.
+    """
+
+    def __init__(self, show: Show, *, piped: bool, elsewhere: bool = False, restarts: int | None = None) -> None:
+        self._hearing = Hearing(show, self._on_signal)
         self._piped = piped
-        self._agents: list[_Agent] = []
-        self._failed: list[_Agent] = []
-        self._culprit: _Agent | None = None
+        self._elsewhere = elsewhere
+        self._lives = Lives(restarts)
+        self._agents: list[Agent] = []
+        self._lost: list[Agent] = []
+        self._culprit: Agent | None = None
+        self._coordinator: Life | None = None
+        self._lifeline = Lifeline()
         self._signal: int | None = None
         self._ending_since: float | None = None
         self._kill_after = _GRACE
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self._warden = self._stack.enter_context(Warden())
-        self._selector = self._stack.enter_context(selectors.DefaultSelector())
-        self._selector.register(self._stack.enter_context(_signals(self._on_signal)), selectors.EVENT_READ)
+        self._stack.enter_context(self._lifeline)
+        self._stack.enter_context(self._hearing)
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._stack:
-            for agent in self._agents:
-                self._finish(agent)
+        self._stack.close()
+
+    @property
+    def folder(self) -> Path:
+        """Private to this launch, and gone with it."""
+        return self._hearing.folder
+
+    def coordinate(self, call: Call) -> str:
+        """Start a coordinator; its address. It stays for agents elsewhere, even where we are killed.
+
+        Raises:
+            UsageError: its port is in use, or its address is not this machine's.
+        """
+        line = self._lifeline
+        self._coordinator = self._hearing.start(
+            line.command(), import_path(os.environ), guarded=not self._elsewhere, descriptors=[line.theirs]
+        )
+        return line.begin(call)
 
     def start(self, rank: int, command: Sequence[str], environ: Mapping[str, str]) -> None:
-        group = self._warden.start(command, environ, piped=self._piped)
-        agent = _Agent(rank, group, f"{rank}| " if self._piped else "")
-        self._agents.append(agent)
-        self._selector.register(group.watch, selectors.EVENT_READ, agent)
-        for pipe in (agent.out, agent.err):
-            if pipe is not None:
-                self._selector.register(pipe.source, selectors.EVENT_READ, (agent, pipe))
+        life = self._live(rank, command, environ)
+        self._agents.append(Agent(rank, command, environ, life, self._lives))
 
-    def until_the_end(self, others: Callable[[], bool]) -> int:
-        """Poll until all agents are gone, and ``others`` (agents elsewhere that need our coordinator) too."""
-        while not all(agent.gone for agent in self._agents) or (self._ending_since is None and others()):
-            for key, _ in self._selector.select(_TICK):
-                if isinstance(key.data, _Agent):
-                    self._on_end(key.data)
-                elif key.data is not None:
-                    self._pass_on(*key.data)
-                else:
-                    os.read(key.fd, 64)
-            self._advance(time.monotonic())
+    def until_the_end(self) -> int:
+        """Poll until all agents are gone, and those elsewhere that need our coordinator too."""
+        while not self._over():
+            for life in self._hearing.poll():
+                if self._ending_since is None:
+                    self._on_end(life)
+            now = time.monotonic()
+            self._hearing.age(now)
+            self._advance(now)
         if self._signal is not None:
             return 128 + self._signal
         if self._culprit is not None:
-            raise ScriptFailed(self._verdict(self._culprit))
+            raise self._verdict(self._culprit)
         return 0
 
-    def _pass_on(self, agent: _Agent, pipe: Pipe) -> None:
-        lines = pipe.read()
-        self._print(agent, pipe, lines)
-        if not pipe.open:
-            self._selector.unregister(pipe.source)
+    def _over(self) -> bool:
+        if not all(agent.over for agent in self._agents):
+            return False
+        if self._ending_since is not None or not self._elsewhere or self._coordinator is None:
+            return True
+        self._lifeline.dismiss()
+        return self._coordinator.gone
 
-    def _print(self, agent: _Agent, pipe: Pipe, lines: list[str]) -> None:
-        if pipe is agent.err:
-            lines = agent.held.take(lines, time.monotonic())
-            if self._ending_since is not None:
-                return
-        for line in lines:
-            self._show(line, pipe is agent.err)
+    def _live(self, rank: int, command: Sequence[str], environ: Mapping[str, str]) -> Life:
+        return self._hearing.start(command, environ, prefix=f"{rank}| " if self._piped else "", piped=self._piped)
 
-    def _on_end(self, agent: _Agent) -> None:
-        self._selector.unregister(agent.group.watch)
-        agent.code = agent.group.reap()
-        agent.ended_at = time.monotonic()
-        self._read_the_rest(agent)
-        if agent.code and self._ending_since is None:
-            self._failed.append(agent)
+    def _say(self, line: str) -> None:
+        self._hearing.show(f"stretto: {line}", True)
 
-    def _read_the_rest(self, agent: _Agent) -> None:
-        for pipe in (agent.out, agent.err):
-            if pipe is not None and pipe.open:
-                self._print(agent, pipe, pipe.read_all())
+    def _on_end(self, life: Life) -> None:
+        if life is self._coordinator:
+            self._on_coordinator_end(life)
+            return
+        agent = next(agent for agent in self._agents if agent.life is life)
+        match life.end:
+            case End.KILLED:
+                life.group.send(signal.SIGKILL)  # its courier and data loaders have nobody to work for
+                self._died(agent)
+            case End.ALONE:
+                self._lost.append(agent)
+            case End.FAILED if agent.lives.deaths:
+                self._hearing.release(life)
+                self._died(agent)
+            case End.FAILED:
+                self._fail(agent)
 
-    def _release(self, agent: _Agent) -> None:
-        for line in agent.held.release():
-            self._show(line, True)
+    def _on_coordinator_end(self, life: Life) -> None:
+        self._hearing.release(life)
+        if life.end is not End.WELL:
+            self._say(f"the coordinator {life.how}; an agent takes its place")
+
+    def _died(self, agent: Agent) -> None:
+        life = agent.life
+        agent.lives = agent.lives.died(0.0 if life.end is End.FAILED else life.ended_at - life.began_at)
+        what = f"agent {agent.rank} {life.how}"
+        if self._others_have_finished():
+            self._say(f"{what}; it is not started again, for the others have finished")
+        elif self._nobody_trains():
+            self._fail(agent)
+        elif (why := agent.lives.why_no_more) is not None:
+            self._say(f"{what}; {why}, and the others go on without it")
+        else:
+            self._say(f"{what}; {agent.lives}")
+            agent.due = life.ended_at + agent.lives.pause
+
+    def _nobody_trains(self) -> bool:
+        """No agent of ours or elsewhere can hold the model."""
+        return not self._elsewhere and not any(agent.running for agent in self._agents)
+
+    def _others_have_finished(self) -> bool:
+        return self._nobody_trains() and any(agent.finished for agent in self._agents)
 
     def _advance(self, now: float) -> None:
         """What time alone brings about."""
-        self._judge(now)
-        for agent in self._agents:
-            if agent.code is None:
-                since = agent.held.since
-                if self._ending_since is None and since is not None and now - since > _HOLD:
-                    self._release(agent)
-            elif not agent.gone and (agent.group.gone() or now - agent.ended_at > _LINGER):
-                self._read_the_rest(agent)
-                if agent.code == 0 and self._ending_since is None:
-                    self._release(agent)
-                self._finish(agent)
-        if self._ending_since is not None and now - self._ending_since > self._kill_after:
+        if self._ending_since is None:
+            self._judge(now)
+        if self._ending_since is None:
+            self._begin_again(now)
+            self._end_the_late(now)
+        elif now - self._ending_since > self._kill_after:
             self._send(signal.SIGKILL)
 
     def _judge(self, now: float) -> None:
-        """Decide who failed first, once that is clear."""
-        if not self._failed or self._ending_since is not None:
+        """Who lost the others waits for a moment: one of these may be the cause, and end the run."""
+        while self._lost and (self._nobody_trains() or now - self._lost[0].life.ended_at > _SETTLE):
+            self._died(self._lost[0])
+            if self._ending_since is not None:
+                return
+            del self._lost[0]
+
+    def _begin_again(self, now: float) -> None:
+        finished = self._others_have_finished()
+        for agent in self._agents:
+            if agent.due is None:
+                continue
+            if finished:
+                agent.due = None
+                self._say(f"agent {agent.rank} is not started again, for the others have finished")
+            elif agent.life.gone and now >= agent.due:
+                agent.due = None
+                agent.life = self._live(agent.rank, agent.command, agent.environ)
+
+    def _end_the_late(self, now: float) -> None:
+        """An agent that was started again as the others finished cannot get in any more, and should know it."""
+        finished = [agent.life.ended_at for agent in self._agents if agent.finished]
+        running = [agent for agent in self._agents if agent.running]
+        if self._elsewhere or not finished or not all(agent.lives.deaths for agent in running):
             return
-        causes = [agent for agent in self._failed if not agent.missed_another()]
-        everyone_ended = all(agent.code is not None for agent in self._agents)
-        if causes or everyone_ended or now - self._failed[0].ended_at > _SETTLE:
-            self._culprit = (causes or self._failed)[0]
-            self._release(self._culprit)
-            others = [agent.rank for agent in self._agents if agent is not self._culprit and agent.code != 0]
-            if others:
-                self._show(f"stretto: {_ranks(others)} ended because agent {self._culprit.rank} failed", True)
-            self._end_all(now)
+        for agent in running:
+            late = agent.life.began_at - max(finished)
+            if late > -_LATE and now - max(finished) > _LATE + max(late, 0.0):
+                self._say(f"agent {agent.rank} was started again as the others finished, and hangs: it is killed")
+                self._hearing.finish(agent.life)
+
+    def _fail(self, culprit: Agent) -> None:
+        """End all because of one."""
+        self._culprit = culprit
+        self._hearing.release(culprit.life)
+        others = [a.rank for a in self._agents if a is not culprit and (a.running or a in self._lost)]
+        if others:
+            self._say(f"{_ranks(others)} ended because agent {culprit.rank} failed")
+        self._end_all(time.monotonic())
 
     def _on_signal(self, number: int) -> None:
         if self._signal is not None:
@@ -173,58 +225,27 @@ class Run:
         self._end_all(time.monotonic())
 
     def _end_all(self, now: float) -> None:
-        if self._ending_since is None:
-            self._ending_since = now
-            self._send(signal.SIGTERM)
+        if self._ending_since is not None:
+            return
+        self._ending_since = now
+        self._hearing.muted = True
+        for agent in self._agents:
+            agent.due = None
+        self._send(signal.SIGTERM)
 
     def _send(self, number: signal.Signals) -> None:
         for agent in self._agents:
-            if not agent.gone:
-                agent.group.send(number)
+            if not agent.life.gone:
+                agent.life.group.send(number)
 
-    def _finish(self, agent: _Agent) -> None:
-        """Whatever is left of it goes now."""
-        if agent.gone:
-            return
-        agent.group.send(signal.SIGKILL)
-        if agent.code is None:
-            agent.code = agent.group.reap()
-        agent.gone = True
-        self._warden.forget(agent.group)
-        for pipe in (agent.out, agent.err):
-            if pipe is not None:
-                if pipe.source in self._selector.get_map():
-                    self._selector.unregister(pipe.source)
-                pipe.close()
-
-    def _verdict(self, agent: _Agent) -> str:
-        code = agent.code or 0
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        hint = "; was the machine out of memory?" if code == -signal.SIGKILL else ""
-        return f"agent {agent.rank} {how}{hint}"
-
-
-@contextlib.contextmanager
-def _signals(heard: Callable[[int], None]) -> Iterator[socket.socket]:
-    """Hear of SIGINT and SIGTERM, and wake a poll of the socket. Outside the main thread Python allows neither."""
-    read, write = socket.socketpair()
-    write.setblocking(False)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        heard(number)
-        with contextlib.suppress(BlockingIOError):
-            write.send(b"\0")
-
-    with read, write:
-        if threading.current_thread() is not threading.main_thread():
-            yield read
-            return
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield read
-        finally:
-            for number, old in before.items():
-                signal.signal(number, old)
+    def _verdict(self, agent: Agent) -> ScriptFailed:
+        what = f"agent {agent.rank} {agent.life.how}"
+        if agent.life.end is End.FAILED:
+            return ScriptFailed(what)
+        if len(self._agents) > 1:
+            what += ", and no other agent is left that has the model"
+        memory = ", and see whether the machine was out of memory" if agent.life.code == -signal.SIGKILL else ""
+        return NobodyLeft(what, f"; start the run again{memory}")
 
 
 def _ranks(ranks: Sequence[int]) -> str:

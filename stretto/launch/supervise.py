@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from stretto.errors import UsageError
 from stretto.launch.cluster import Cluster, Host
+from stretto.launch.coordinator import Call
+from stretto.launch.environment import addresses
+from stretto.launch.hearing import Show
+from stretto.launch.lives import Lives
 from stretto.launch.output import print_line
-from stretto.launch.running import Run, Show
+from stretto.launch.running import NobodyLeft, Run
 from stretto.launch.secret import new_secret
 from stretto.links import addresses as places
-from stretto.membership.rendezvous import Coordinator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Care:
+    """How a launch goes on when agents die.
+
+    ``restarts``: how often a killed agent is started again at most; None: always. ``min_agents``: that many may go on
+    without a majority. ``checkpoint``: where the run is saved, every ``checkpoint_every`` seconds, and from where all
+    begin again when no agent is left.
+    """
+
+    restarts: int | None = None
+    min_agents: int | None = None
+    checkpoint: str | None = None
+    checkpoint_every: float | None = None
+
+    def environment(self) -> dict[str, str]:
+        """As agents read it."""
+        values = {
+            "STRETTO_MIN_AGENTS": self.min_agents,
+            "STRETTO_CHECKPOINT": self.checkpoint,
+            "STRETTO_CHECKPOINT_EVERY": self.checkpoint_every,
+        }
+        return {name: str(value) for name, value in values.items() if value is not None}
+
+
+USUAL: Final = Care()
 
 
 def run_agents(
@@ -27,21 +60,24 @@ def run_agents(
     secret: str | None = None,
     link: str = "auto",
     interface: str | None = None,
+    care: Care = USUAL,
     environ: Mapping[str, str] | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> int:
     """Run ``command`` as agents ``first_rank`` … of ``size`` until all end: 0, or 130 after Ctrl-C (143: SIGTERM).
 
     Args:
-        coordinator: address of the coordinator; none: one of our own, on this machine alone.
-        hosts_coordinator: whether we are the ones to listen at that address.
+        coordinator: address of the coordinator, and behind commas where a successor would be; none: one of our own, on
+            this machine alone.
+        hosts_coordinator: whether we are the ones to listen at the first of them.
         secret: what agents prove; none: a new one.
+        care: what to do when agents die.
         environ: variables to set beside our own environment.
         on_line: gets every line that agents print, behind ``N| ``; none: they go to our standard output and error, and
-            a single agent writes there itself.
+            an agent alone in its run writes there itself.
 
     Raises:
-        ScriptFailed: an agent failed; its traceback has been shown, and nothing is left running.
+        ScriptFailed: an agent failed, or none is left; its traceback has been shown, and nothing is left running.
         UsageError: there is no such command, or the coordinator's port is in use.
     """
     size = agents + first_rank if size is None else size
@@ -52,27 +88,36 @@ def run_agents(
     if coordinator is not None and secret is None:
         raise UsageError(f"the agents need the secret of the coordinator at {coordinator}; give it")
     secret = secret or new_secret()
-    show = _show(on_line)
-    with contextlib.ExitStack() as stack:
-        own = _own_coordinator(coordinator, hosts_coordinator, size, secret, show)
-        if own is not None:
-            stack.enter_context(own)
-        address = coordinator or (own.address if own is not None else "")
-        common = _environment(environ, address, size, secret, link, interface)
-        run = stack.enter_context(Run(show, piped=agents > 1 or on_line is not None))
-        for local in range(agents):
-            rank = first_rank + local
-            run.start(rank, command, common | {"STRETTO_RANK": str(rank), "STRETTO_LOCAL_RANK": str(local)})
-        return run.until_the_end(lambda: own is not None and size > agents and own.present() > 0)
+    show, piped, elsewhere = _show(on_line), size > 1 or on_line is not None, size > agents
+
+    def attempt() -> int:
+        with Run(show, piped=piped, elsewhere=elsewhere, restarts=care.restarts) as run:
+            address = coordinator or ""
+            if coordinator is None or hosts_coordinator:
+                own = run.coordinate(_call(coordinator, size, secret, care))
+                address = address or own
+            common = _environment(environ, address, size, secret, link, interface, run.folder, care)
+            for local in range(agents):
+                rank = first_rank + local
+                run.start(rank, command, common | {"STRETTO_RANK": str(rank), "STRETTO_LOCAL_RANK": str(local)})
+            return run.until_the_end()
+
+    return attempt() if care.checkpoint is None or elsewhere else _again_and_again(attempt, care, show)
 
 
-def _own_coordinator(address: str | None, hosts_it: bool, size: int, secret: str, show: Show) -> Coordinator | None:
-    if address is None:
-        return Coordinator(size, secret, "127.0.0.1")
-    if not hosts_it:
-        return None
-    _, port = places.split(address)
-    return Coordinator(size, secret, "", port, say=lambda line: show(f"stretto: {line}", True))
+def _again_and_again(attempt: Callable[[], int], care: Care, show: Show) -> int:
+    """Where no agent is left that has the model, its checkpoint has it."""
+    lives = Lives(care.restarts)
+    while True:
+        begin = time.monotonic()
+        try:
+            return attempt()
+        except NobodyLeft as e:
+            lives = lives.died(time.monotonic() - begin)
+            if lives.why_no_more is not None:
+                raise
+            show(f"stretto: {e.what}; all are {lives}, to go on from the checkpoint {care.checkpoint}", True)
+        time.sleep(lives.pause)
 
 
 def run_host(
@@ -81,6 +126,7 @@ def run_host(
     host: Host,
     *,
     link: str = "auto",
+    care: Care = USUAL,
     on_line: Callable[[str], None] | None = None,
 ) -> int:
     """Run one host's agents of a cluster; the first host has the coordinator. See :func:`run_agents`."""
@@ -89,17 +135,30 @@ def run_host(
         host.agents,
         first_rank=cluster.part(host.name).start,
         size=cluster.size,
-        coordinator=cluster.coordinator,
+        coordinator=cluster.coordinators,
         hosts_coordinator=host == cluster.hosts[0],
         secret=cluster.secret(),
         link=link,
         interface=host.interface,
+        care=care,
         on_line=on_line,
     )
 
 
+def _call(address: str | None, size: int, secret: str, care: Care) -> Call:
+    host, port = ("127.0.0.1", 0) if address is None else ("", places.split(addresses(address)[0])[1])
+    return Call(size=size, secret=secret, host=host, port=port, min_agents=care.min_agents)
+
+
 def _environment(
-    extra: Mapping[str, str] | None, coordinator: str, size: int, secret: str, link: str, interface: str | None
+    extra: Mapping[str, str] | None,
+    coordinator: str,
+    size: int,
+    secret: str,
+    link: str,
+    interface: str | None,
+    state: Path,
+    care: Care,
 ) -> dict[str, str]:
     defaults = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     ours = {
@@ -107,6 +166,8 @@ def _environment(
         "STRETTO_SIZE": str(size),
         "STRETTO_SECRET": secret,
         "STRETTO_LINK": link,
+        "STRETTO_STATE": str(state),
+        **care.environment(),
     }
     if interface is not None:
         ours["STRETTO_INTERFACE"] = interface

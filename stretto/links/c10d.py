@@ -32,6 +32,7 @@ _FOREVER: Final = timedelta(days=30)
 _GOODBYE: Final = 0
 _WORD, _WORDS = 0.05, 40
 
+Lost: TypeAlias = Callable[[int, str, bool], None]
 Gloo: TypeAlias = Any
 """A ``ProcessGroupGloo`` or a store: torch gives no types for them."""
 
@@ -78,18 +79,20 @@ def _group(store: Gloo, rank: int, size: int, ip: str) -> Gloo:
 class GroupMesh(Mesh):
     """A mesh whose peers are the ranks of a process group; nobody is dialled."""
 
-    def __init__(self, loop: Loop, rank: int, epoch: Epoch, groups: Groups) -> None:
-        super().__init__(loop, rank, epoch, lambda peer: None)
+    def __init__(
+        self, loop: Loop, rank: int, epoch: Epoch, groups: Groups, lost: Lost = lambda uid, why, left: None
+    ) -> None:
+        super().__init__(loop, rank, epoch, lambda uid: None, lost)
         self.groups = groups
         self.link_type = GroupLink
         self._sums: queue.SimpleQueue[tuple[Tensor, float, Waiter]] = queue.SimpleQueue()
         threading.Thread(target=self._sum, daemon=True).start()
-        for peer in range(epoch.size):
-            if peer != rank:
-                self.reach(peer)
+        for uid in epoch.uids:
+            if uid != epoch.uids[rank]:
+                self.reach(uid)
 
-    def _meet(self, peer: int) -> Peer:
-        return GroupPeer(self, peer, self.groups.messages)
+    def _meet(self, uid: int) -> Peer:
+        return GroupPeer(self, uid, self.groups.messages)
 
     def all_reduce(self, x: Tensor, scale: float) -> Waiter:
         """In the order of calls, which is the same at all agents."""
@@ -114,7 +117,7 @@ class GroupMesh(Mesh):
             if self._lost:
                 break
             await self.loop.sleep(_WORD)
-        nobody = PeerLost(f"agent {self.rank} was in an all-reduce when another agent left; Gloo says: {why}")
+        nobody = PeerLost(f"agent {self.label} was in an all-reduce when another agent left; Gloo says: {why}")
         done.complete(error=next(iter(self._lost.values()), nobody))
 
 
@@ -132,6 +135,7 @@ class GroupPeer(Peer):
 
     def __init__(self, mesh: GroupMesh, peer: int, group: Gloo) -> None:
         super().__init__(mesh, peer)
+        self._rank = mesh.ranks[peer]
         self._group = group
         self._out: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._open = True
@@ -168,10 +172,10 @@ class GroupPeer(Peer):
         try:
             while self._open:
                 data = self._out.get()
-                self._group.send([torch.tensor([len(data)])], self.peer, 0).wait()
+                self._group.send([torch.tensor([len(data)])], self._rank, 0).wait()
                 if not data:
                     return
-                self._group.send([torch.frombuffer(bytearray(data), dtype=torch.uint8)], self.peer, 0).wait()
+                self._group.send([torch.frombuffer(bytearray(data), dtype=torch.uint8)], self._rank, 0).wait()
         except RuntimeError as e:
             self.mesh.loop.call(_later(self.mesh.lose, self.peer, f"sending to it failed: {e}"))
 
@@ -179,13 +183,13 @@ class GroupPeer(Peer):
         length = torch.zeros(1, dtype=torch.int64)
         try:
             while self._open:
-                self._group.recv([length], self.peer, 0).wait()
+                self._group.recv([length], self._rank, 0).wait()
                 if int(length) == _GOODBYE:
                     self.said_goodbye = True
                     self.mesh.loop.call(self.ended)
                     return
                 data = torch.empty(int(length), dtype=torch.uint8)
-                self._group.recv([data], self.peer, 0).wait()
+                self._group.recv([data], self._rank, 0).wait()
                 self.mesh.loop.call(_later(self._feed, data))
         except RuntimeError:
             self.mesh.loop.call(self.ended)

@@ -40,12 +40,15 @@ class Receipt(Waiter):
 
 
 class StreamLink:
-    """A :class:`stretto.core.Link`: receives that wait, messages that came early, credit both ways."""
+    """A :class:`stretto.core.Link`: receives that wait, messages that came early, credit both ways.
+
+    Its users know ranks; inside, everything is kept by uid, as messages may come before we know their sender's rank.
+    """
 
     def __init__(self, mesh: Mesh, number: int) -> None:
         self.mesh, self.number = mesh, number
-        self.rank, self.size = mesh.rank, mesh.size
-        self.hosts = mesh.hosts
+        self.rank = self.size = 0
+        self.hosts: tuple[int, ...] = ()
         self.unsent = 0
         self._posted: dict[tuple[int, int], deque[Receipt]] = {}
         self._early: dict[tuple[int, int], deque[tuple[Message, int]]] = {}
@@ -56,11 +59,16 @@ class StreamLink:
         self._lent: dict[int, int] = {}
         self._drains: list[Waiter] = []
 
+    def attach(self) -> None:
+        """We are in the epoch of this exchange: from now on it can be used, by ranks."""
+        self.rank, self.size, self.hosts = self.mesh.rank, self.mesh.size, self.mesh.hosts
+
     @property
     def network(self) -> Network:
         return self.mesh.network
 
     def post(self, dst: int, payload: Payload, tag: int = 0) -> None:
+        dst = self.mesh.uid_of(dst)
         connection = self.mesh.reach(dst)
         if connection is None:
             return
@@ -111,6 +119,7 @@ class StreamLink:
         return waiter
 
     def recv(self, src: int = ANY, tag: int = 0, into: Tensor | None = None) -> Receipt:
+        src = src if src == ANY else self.mesh.uid_of(src)
         receipt = Receipt((src, tag), into)
         early = self._find_early(src, tag)
         if early is not None:
@@ -142,6 +151,11 @@ class StreamLink:
         message, length = early
         self._untaken[message.src] -= length
         self.taken(message.src, length)
+        self._complete(receipt, message)
+
+    def _complete(self, receipt: Receipt, message: Message) -> None:
+        """``message.src`` is a uid until here, where somebody who knows ranks takes it."""
+        message = Message(self.mesh.ranks[message.src], message.payload)
         if receipt.into is not None:
             receipt.complete(*_copied(message, receipt.into))
         else:
@@ -171,10 +185,7 @@ class StreamLink:
             if self._posted.get(key):
                 receipt = self._pop(key)
                 self.taken(src, frame.length)
-                if receipt.into is not None:
-                    receipt.complete(*_copied(message, receipt.into))
-                else:
-                    receipt.complete(message)
+                self._complete(receipt, message)
                 return
         self._early.setdefault((src, frame.tag), deque()).append((message, frame.length))
         self._untaken[src] = self._untaken.get(src, 0) + frame.length

@@ -1,9 +1,9 @@
 """Making connections: listen, dial, prove; one connection a pair, made when an exchange first needs it.
 
 Dialling and proving block, so each happens in a short-lived thread; the finished socket is handed to the loop. Either
-side may dial. When both do at once the lower rank's attempt stands: after the proof the listener answers one byte,
+side may dial. When both do at once the lower uid's attempt stands: after the proof the listener answers one byte,
 keep or crossed. Off this machine everything goes through TLS; an address is only believed once its owner has proven
-the secret and the rank.
+the secret and the uid.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ _UNIX = "unix:"
 _ROUNDS = 4
 _PATIENCE = 3.0
 _MOST_STRANGERS = 64
+_TCP_NOTSENT_LOWAT = 25
+_UNSENT = 256 << 10
+"""Bytes that the kernel takes ahead of what it sends: what lies there cannot be taken back when an epoch ends."""
 
 
 def listen_tcp(host: str = "", port: int = 0) -> socket.socket:
@@ -52,17 +55,26 @@ def listen_unix() -> tuple[socket.socket, str]:
     return sock, _UNIX + name
 
 
-class Switchboard:
-    """Dials and answers for one agent of one epoch.
+def keep_alive(sock: socket.socket) -> None:
+    """Send at once, and let the kernel notice within seconds that the machine at the other end is gone."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 7000)
 
-    ``adopt(peer, socket)`` and ``lose(peer, why)`` are called in the loop's thread.
+
+class Switchboard:
+    """Dials and answers for one agent. Peers are known by their uids.
+
+    ``adopt(uid, socket)`` and ``lose(uid, why)`` are called in the loop's thread.
     """
 
     def __init__(
         self,
         loop: Loop,
-        rank: int,
-        epoch: int,
+        me: Member,
         members: tuple[Member, ...],
         secret: str,
         certificate: Certificate,
@@ -71,7 +83,8 @@ class Switchboard:
         adopt: Callable[[int, socket.socket], None],
         lose: Callable[[int, str], None],
     ) -> None:
-        self._loop, self._rank, self._epoch, self._members = loop, rank, epoch, members
+        self._loop, self._me = loop, me
+        self._members = {m.uid: m for m in members}
         self._secret, self._certificate, self._unix = secret, certificate, unix
         self._adopt, self._lose = adopt, lose
         self._lock = threading.Lock()
@@ -94,6 +107,17 @@ class Switchboard:
             threading.Thread(target=self._welcome, args=(sock,), daemon=True).start()
 
         self._loop.watch(listener.fileno(), select.EPOLLIN, ready)
+
+    def enter(self, members: tuple[Member, ...]) -> None:
+        """These are the others from now on; who is no more among them may be met anew one day."""
+        with self._lock:
+            self._members = {m.uid: m for m in members}
+            self._state = {uid: state for uid, state in self._state.items() if uid in self._members}
+
+    def parted(self, peer: int) -> None:
+        """The connection to ``peer`` has ended: it may be made again."""
+        with self._lock:
+            self._state.pop(peer, None)
 
     def dial(self, peer: int) -> None:
         """Begin to connect to ``peer``, unless it is connecting to us already."""
@@ -118,7 +142,7 @@ class Switchboard:
             who = "a caller" if sock.family == socket.AF_UNIX else f"the caller from {sock.getpeername()[0]}"
             peer = prove(sock, self._handshake(ANYONE, sock, dials=False, who=who)).rank
             with self._lock:
-                keep = self._state.get(peer) is None or (self._state[peer] == "dialling" and peer < self._rank)
+                keep = self._state.get(peer) is None or (self._state[peer] == "dialling" and peer < self._me.uid)
                 if keep:
                     self._state[peer] = "answered"
             sock.settimeout(_PATIENCE)
@@ -147,7 +171,7 @@ class Switchboard:
             if attempt:
                 time.sleep(0.1 * 4**attempt)
             reasons = []
-            for address in self._addresses(self._members[peer]):
+            for address in self._addresses(peer):
                 if not self._open or self._state.get(peer) != "dialling":
                     return
                 try:
@@ -164,11 +188,11 @@ class Switchboard:
         try:
             if sock.family != socket.AF_UNIX and not is_here(split(address)[0]):
                 sock = self._certificate.dial(sock)
-            prove(sock, self._handshake(peer, sock, dials=True, who=f"agent {peer} at {address}"))
+            prove(sock, self._handshake(peer, sock, dials=True, who=f"the agent at {address}"))
             sock.settimeout(None)
             verdict = sock.recv(1)
             if not verdict:
-                raise PeerLost(f"agent {peer} at {address} hung up", peer)
+                raise PeerLost(f"the agent at {address} hung up")
         except BaseException:
             sock.close()
             raise
@@ -181,7 +205,8 @@ class Switchboard:
 
     def _hand_over(self, peer: int, sock: socket.socket) -> None:
         if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_alive(sock)
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT)
         with self._lock:
             if self._open:
                 self._loop.call(lambda: self._adopt(peer, sock))
@@ -189,15 +214,18 @@ class Switchboard:
                 sock.close()
 
     def _handshake(self, peer: int, sock: socket.socket, *, dials: bool, who: str) -> Handshake:
-        claim = Claim(Purpose.LINK, self._epoch, self._rank, peer)
+        claim = Claim(Purpose.LINK, 0, self._me.uid, peer)
         return Handshake(self._secret, claim, dials=dials, binding=self._certificate.binding(sock), who=who)
 
-    def _addresses(self, member: Member) -> list[str]:
+    def _addresses(self, peer: int) -> list[str]:
         """Where to try: the Unix address, or on one host loopback first, else everything but loopback."""
+        member = self._members.get(peer)
+        if member is None:
+            return []
         if self._unix:
             return [a for a in member.addresses if a.startswith(_UNIX)]
         tcp = [a for a in member.addresses if not a.startswith((_UNIX, "memory:"))]
-        local = member.host == self._members[self._rank].host
+        local = member.host == self._me.host
         loopback = [a for a in tcp if split(a)[0] in ("127.0.0.1", "::1")]
         others = [a for a in tcp if a not in loopback]
         return loopback + others if local else others

@@ -63,7 +63,10 @@ class _Status(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who a side says it is: ``rank`` of ``epoch``, speaking to ``peer`` (a listener may leave it :data:`ANYONE`)."""
+    """Who a side says it is: ``rank`` of ``epoch``, speaking to ``peer``.
+
+    A listener may leave ``peer`` :data:`ANYONE`; at a rendezvous, where ranks are the uids of processes, the dialer too.
+    """
 
     purpose: Purpose
     epoch: int
@@ -211,7 +214,8 @@ class Handshake:
             return _Status.PURPOSE
         if theirs.epoch != mine.epoch:
             return _Status.EPOCH
-        if theirs.peer != mine.rank or mine.peer not in (ANYONE, theirs.rank):
+        meant = theirs.peer == mine.rank or (theirs.peer == ANYONE and mine.purpose is Purpose.RENDEZVOUS)
+        if not meant or mine.peer not in (ANYONE, theirs.rank):
             return _Status.RANK
         return _Status.WELCOME
 

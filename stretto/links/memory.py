@@ -8,10 +8,12 @@ is woken in vain, so a barrier costs one wake-up an agent.
 * A small tensor is copied to its owner's slot on the board; when all have arrived each agent adds all slots up
   itself. One wake-up, no courier.
 * A large one stays where it is. When all have arrived, each courier adds up its own share of everybody's memory, in
-  the order of ranks, scales it, and writes it back to everybody, piece by piece so that the pieces stay in cache;
+  the order of ranks, scales it, and writes it to everybody's result, piece by piece so that the pieces stay in cache;
   then all arrive once more.
 
-Both add in the order of ranks, so every agent has the same bits, and the same as a star rooted at agent 0.
+Both add in the order of ranks, so every agent has the same bits, and the same as a star rooted at agent 0. Inputs are
+not written: when an agent dies in the middle, the others still have all that they need to do it again without it. A
+board belongs to one epoch; :meth:`Board.freeze` ends it, and what was finished then stays readable.
 """
 
 from __future__ import annotations
@@ -21,15 +23,14 @@ import mmap
 import os
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stretto.core import Member
-from stretto.errors import PeerLost, StrettoError, UsageError
+from stretto.errors import PeerLost, UsageError
 
 SMALL = 64 << 10
 PIECE = 128 << 10
@@ -38,7 +39,7 @@ _SLOTS = 8
 _AHEAD = _SLOTS // 2
 _ORDERS = 64
 _ARENAS = 32
-_RECHECK = 1.0
+_RECHECK = 0.25
 
 _dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -94,22 +95,6 @@ class Arena:
         return at if 0 <= at <= self.nbytes - x.numel() * x.element_size() else None
 
 
-_SCHEME = "memory:"
-
-
-def member_address(board: Arena) -> str:
-    """How a member offers memory for the board to the others."""
-    return f"{_SCHEME}{board.fd}"
-
-
-def open_board(member: Member, size: int) -> Arena:
-    """Map the memory that ``member`` offers."""
-    offered = next((a for a in member.addresses if a.startswith(_SCHEME)), None)
-    if offered is None:
-        raise UsageError(f"agent {member.rank} offers no shared memory; use --link tcp")
-    return Arena.open(member.pid, int(offered.removeprefix(_SCHEME)), Arena.rounded(Board.nbytes(size)))
-
-
 class _Timespec(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
@@ -160,8 +145,9 @@ class Barrier:
     def wake(self) -> None:
         _futex(self._address, _WAKE, 1 << 30)
 
-    def reached(self, number: int) -> bool:
-        return int(self._bell[0]) >= number
+    def complete(self, number: int) -> bool:
+        """Have all reached ``number``?"""
+        return int(self._cells.min()) >= number
 
     def wait(self, number: int) -> None:
         """Until all have reached ``number``.
@@ -193,7 +179,8 @@ class Board:
     (``serve``).
     """
 
-    def __init__(self, arena: Arena, rank: int, size: int) -> None:
+    def __init__(self, arena: Arena, rank: int, size: int, ended: Callable[[], bool] = lambda: False) -> None:
+        """``ended()``: has another process of this agent frozen the epoch?"""
         self.arena, self.rank, self.size = arena, rank, size
         at = 0
 
@@ -202,102 +189,114 @@ class Board:
             start, at = at, at + -(-nbytes // _LINE) * _LINE
             return arena.bytes[start : start + nbytes].numpy().view(dtype)
 
-        self._state = take(_LINE, np.int32)
         words = Barrier.words(size)
-        self._small, self._large, self._done, self._setup = (
-            Barrier(take(words * 4, np.int32), rank, self.lost) for _ in range(4)
-        )
+        self._small, self._large, self._done = (Barrier(take(words * 4, np.int32), rank, self.lost) for _ in range(3))
+        self._pids = take(size * 8, np.int64)
         self._table = take(size * _ARENAS * 24, np.int64).reshape(size, _ARENAS, 3)
-        self._orders = take(size * _ORDERS * 40, np.int64).reshape(size, _ORDERS, 5)
+        self._orders = take(size * _ORDERS * 56, np.int64).reshape(size, _ORDERS, 7)
         self._slots = torch.from_numpy(take(size * _SLOTS * SMALL, np.uint8)).view(size, _SLOTS, SMALL)
         self._arenas: list[Arena] = []
         self._views: dict[int, list[Arena]] = {}
         self._numbers = [0, 0]
         self._unread: dict[int, tuple[Tensor, float]] = {}
+        self._frozen = False
+        self._serving: threading.Thread | None = None
+        self._ended = ended
 
     @staticmethod
     def nbytes(size: int) -> int:
-        return _LINE + 4 * Barrier.words(size) * 4 + size * (_ARENAS * 24 + _ORDERS * 40 + _SLOTS * SMALL) + 8 * _LINE
+        return 3 * Barrier.words(size) * 4 + size * (_ARENAS * 24 + _ORDERS * 56 + _SLOTS * SMALL + 8) + 10 * _LINE
 
-    def break_off(self, rank: int) -> None:
-        """Agent ``rank`` is gone: whoever waits on this board learns it now."""
-        if not self._state[0]:
-            self._state[0] = rank + 1
-        for barrier in (self._small, self._large, self._done, self._setup):
+    def freeze(self) -> None:
+        """Nothing is begun on this board any more: whoever waits on it learns that now, and our share is not served."""
+        self._frozen = True
+        for barrier in (self._small, self._large, self._done):
             barrier.wake()
+        if self._serving is not None and self._serving is not threading.current_thread():
+            self._serving.join()
 
     def lost(self) -> PeerLost | None:
-        gone = int(self._state[0])
-        if not gone:
-            return None
-        if gone - 1 == self.rank:
-            return PeerLost(
-                f"agent {self.rank}'s own courier process died, and the others went on without it", self.rank
-            )
-        return PeerLost(f"agent {self.rank} waited for agent {gone - 1}, which left", gone - 1)
+        """Why a wait on this board is over before its time."""
+        return PeerLost(f"the epoch of agent {self.rank} is over") if self._frozen or self._ended() else None
 
-    def allocate(self, nbytes: int) -> Arena:
-        """Memory for this agent's tensors. Collective: all agents allocate in the same order."""
-        number = len(self._arenas)
-        if number >= _ARENAS:
-            raise StrettoError(f"more than {_ARENAS} models in one run; prepare them in one call")
-        arena = Arena.create(nbytes)
-        self._table[self.rank, number] = (os.getpid(), arena.fd, arena.nbytes)
-        self._arenas.append(arena)
-        self._setup.arrive(number + 1)
-        self._setup.wait(number + 1)
-        return arena
+    def courier_of(self, rank: int) -> int:
+        """The process that writes into everybody's memory for this agent; 0 before it has begun to."""
+        return int(self._pids[rank])
 
-    def submit(self, x: Tensor, scale: float) -> Ticket:
-        """Begin ``x = scale * sum over agents of x`` (1-d, in an arena of ours), in the same order everywhere."""
+    def register(self, arenas: Sequence[Arena]) -> None:
+        """Our memory, in the order in which all register theirs, before they use it.
+
+        Raises:
+            UsageError: these are more pieces than a board has room for.
+        """
+        if len(arenas) > _ARENAS:
+            raise UsageError(f"more than {_ARENAS} models in one run; prepare them in one call")
+        for number, arena in enumerate(arenas):
+            self._table[self.rank, number] = (os.getpid(), arena.fd, arena.nbytes)
+        self._arenas = list(arenas)
+
+    def submit(self, x: Tensor, out: Tensor, scale: float) -> Ticket:
+        """Begin ``out = scale * sum over agents of x`` (1-d, in registered memory), in the same order everywhere."""
         nbytes = x.numel() * x.element_size()
         large = nbytes > SMALL
         number = self._numbers[large] = self._numbers[large] + 1
         if large:
             if number > _ORDERS - 8:
                 self._done.wait(number - (_ORDERS - 8))
-            where, offset = self._locate(x)
             self._orders[self.rank, number % _ORDERS] = (
-                where,
-                offset,
+                *self._locate(x),
                 x.numel(),
                 _dtypes.index(x.dtype),
                 np.float64(scale).view(np.int64),
+                *self._locate(out),
             )
             self._large.arrive(number)
         else:
             self._read(number - _AHEAD)
             self._slots[self.rank, number % _SLOTS, :nbytes] = x.view(torch.uint8)
-            self._unread[number] = (x, scale)
+            self._unread[number] = (out, scale)
             self._small.arrive(number)
         return Ticket(large, number)
 
     def wait(self, ticket: Ticket) -> None:
-        """Until the tensor of ``ticket`` holds the result.
+        """Until the result of ``ticket`` is there.
 
         Raises:
-            PeerLost: an agent left meanwhile.
+            PeerLost: the epoch ended before.
         """
         if ticket.large:
             self._done.wait(ticket.number)
         else:
             self._read(ticket.number)
 
+    def finished(self, ticket: Ticket) -> bool:
+        """Have all done their part of it?"""
+        return (self._done if ticket.large else self._small).complete(ticket.number)
+
+    def result(self, ticket: Ticket, like: Tensor) -> Tensor:
+        """The mean of a finished one, on a board that is frozen: in ``like``, or where a large one lies."""
+        if not ticket.large:
+            self._sum(ticket.number, like, 1.0 / self.size)
+            return like
+        *_, where, offset = self._orders[self.rank, ticket.number % _ORDERS].tolist()
+        return self._everyone(where)[self.rank].tensor(offset, like.numel(), like.dtype)
+
     def _read(self, number: int) -> None:
         waiting = self._unread.pop(number, None)
-        if waiting is None:
-            return
-        x, scale = waiting
-        self._small.wait(number)
-        slots = self._slots[:, number % _SLOTS, : x.numel() * x.element_size()]
-        parts = [s.view(x.dtype) for s in slots.unbind()]
+        if waiting is not None:
+            self._small.wait(number)
+            self._sum(number, *waiting)
+
+    def _sum(self, number: int, out: Tensor, scale: float) -> None:
+        slots = self._slots[:, number % _SLOTS, : out.numel() * out.element_size()]
+        parts = [s.view(out.dtype) for s in slots.unbind()]
         if self.size == 1:
-            torch.mul(parts[0], scale, out=x)
+            torch.mul(parts[0], scale, out=out)
             return
-        torch.add(parts[0], parts[1], out=x)
+        torch.add(parts[0], parts[1], out=out)
         for part in parts[2:]:
-            x.add_(part)
-        x.mul_(scale)
+            out.add_(part)
+        out.mul_(scale)
 
     def _locate(self, x: Tensor) -> tuple[int, int]:
         for i, arena in enumerate(self._arenas):
@@ -307,34 +306,43 @@ class Board:
         raise UsageError("an all-reduce in shared memory needs a tensor that lies in it; allocate it from the board")
 
     def serve(self) -> None:
-        """The courier's part: reduce one share of every large tensor, until an agent is lost or leaves."""
+        """The courier's part, in a thread: reduce one share of every large tensor, until the board is frozen."""
+        self._pids[self.rank] = os.getpid()
+        self._serving = threading.Thread(target=self._serve, daemon=True)
+        self._serving.start()
+
+    def _serve(self) -> None:
         number = 0
         while True:
             number += 1
             try:
                 self._large.wait(number)
+                self._reduce(number)
             except PeerLost:
                 return
-            self._reduce(number)
             self._done.arrive(number)
 
     def _reduce(self, number: int) -> None:
-        where, offset, numel, code, scale = (int(v) for v in self._orders[self.rank, number % _ORDERS])
+        row = self._orders[self.rank, number % _ORDERS].tolist()
+        where, offset, numel, code, scale, out_where, out_offset = row
         dtype = _dtypes[code]
         everyone = [a.tensor(offset, numel, dtype) for a in self._everyone(where)]
+        results = [a.tensor(out_offset, numel, dtype) for a in self._everyone(out_where)]
         factor = float(np.int64(scale).view(np.float64))
         share = -(-numel // self.size)
         first, last = min(self.rank * share, numel), min((self.rank + 1) * share, numel)
         piece = PIECE // dtype.itemsize
         total = torch.empty(min(piece, max(last - first, 1)), dtype=dtype)
         for a in range(first, last, piece):
-            parts = [x[a : min(a + piece, last)] for x in everyone]
-            out = total[: len(parts[0])]
-            torch.add(parts[0], parts[1], out=out)
-            for part in parts[2:]:
-                out.add_(part)
-            for part in parts:
-                torch.mul(out, factor, out=part)
+            if self._frozen:
+                raise PeerLost(f"the epoch of agent {self.rank} is over")
+            b = min(a + piece, last)
+            out = total[: b - a]
+            torch.add(everyone[0][a:b], everyone[1][a:b], out=out)
+            for x in everyone[2:]:
+                out.add_(x[a:b])
+            for y in results:
+                torch.mul(out, factor, out=y[a:b])
 
     def _everyone(self, where: int) -> list[Arena]:
         if where not in self._views:

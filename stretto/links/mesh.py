@@ -1,4 +1,9 @@
-"""This agent's connections in one epoch: one a pair, made when an exchange first needs it, shared by all exchanges."""
+"""This agent's connections: one a pair, made when an exchange first needs it, shared by all exchanges of all epochs.
+
+Theory of operation. Connections belong to processes (uids) and outlive epochs; links belong to exchanges, and these to
+epochs. A channel's number is (epoch, exchange). When an epoch is abandoned its links are dropped and what still
+arrives for them is read and thrown away; what arrives for an epoch that we have yet to enter waits for us.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from stretto.links.loop import Loop
 from stretto.links.stream import Connection, Peer
 
 MOST_CHANNELS = 4096
+EXCHANGE_BITS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,89 +33,146 @@ class Totals:
 
 
 class Mesh:
-    """This agent's connections in one epoch.
+    """This agent's connections.
 
-    ``dial(peer)`` starts making the connection to a peer, in the background, and ends in :meth:`adopt` or :meth:`lose`.
+    ``dial(uid)`` starts making the connection to a peer, in the background, and ends in :meth:`adopt` or :meth:`lose`.
+    ``lost(uid, why, left)`` is told once of every member of the epoch that is lost, or has ``left`` with a goodbye.
     """
 
     link_type: type[StreamLink] = StreamLink
 
-    def __init__(self, loop: Loop, rank: int, epoch: Epoch, dial: Callable[[int], None]) -> None:
-        self.loop, self.rank, self.epoch = loop, rank, epoch
-        self.size, self.hosts = epoch.size, epoch.hosts
+    def __init__(
+        self,
+        loop: Loop,
+        rank: int,
+        epoch: Epoch,
+        dial: Callable[[int], None],
+        lost: Callable[[int, str, bool], None] = lambda uid, why, left: None,
+    ) -> None:
+        self.loop = loop
         self.network = Network()
-        self._dial = dial
+        self._dial, self._on_lost = dial, lost
         self._peers: dict[int, Peer] = {}
         self._links: dict[int, StreamLink] = {}
         self._lost: dict[int, PeerLost] = {}
         self._past = [0, 0, 0, 0]
+        self._closed_below = 0
+        self.enter(epoch, rank)
 
-    def link(self, number: int) -> StreamLink:
-        """The link of exchange ``number``; a peer's messages may have made it before us."""
+    def enter(self, epoch: Epoch, rank: int) -> None:
+        """From now on links are of ``epoch``; those who are no members are left, and a broken pair may meet again."""
+        self.epoch, self.rank = epoch, rank
+        self.size, self.hosts, self.uids = epoch.size, epoch.hosts, epoch.uids
+        self.ranks = {uid: r for r, uid in enumerate(self.uids)}
+        self.label = epoch.members[rank].label
+        self._closed_below = epoch.number << EXCHANGE_BITS
+        for number in [n for n in self._links if n < self._closed_below]:
+            del self._links[number]
+        for uid in [u for u in self._peers if u not in self.ranks]:
+            self._drop(uid, PeerLost(f"agent {self.label} goes on without it"))
+        self._lost.clear()
+        for number, link in self._links.items():
+            if number >> EXCHANGE_BITS == epoch.number:
+                link.attach()
+
+    def abandon(self) -> None:
+        """Drop every link of this epoch; what is still on its way for them is thrown away."""
+        self._closed_below = (self.epoch.number + 1) << EXCHANGE_BITS
+        for number in [n for n in self._links if n < self._closed_below]:
+            del self._links[number]
+        for peer in self._peers.values():
+            peer.forget(self._closed_below)
+
+    def link(self, exchange: int) -> StreamLink:
+        """The link of an exchange of this epoch; a peer's messages may have made it before us."""
+        number = self.epoch.number << EXCHANGE_BITS | exchange
         link = self._links.get(number)
         if link is None:
-            if len(self._links) >= MOST_CHANNELS:
-                raise ProtocolError(f"more than {MOST_CHANNELS} exchanges at once")
-            link = self._links[number] = self.link_type(self, number)
+            link = self._make(number)
         return link
 
-    def forget(self, number: int) -> None:
-        """An exchange is over; its channel is not used again."""
-        self._links.pop(number, None)
+    def channel(self, number: int) -> StreamLink | None:
+        """The link that a frame belongs to; None when its epoch is over."""
+        link = self._links.get(number)
+        if link is None and number >= self._closed_below:
+            link = self._make(number)
+        return link
 
-    def credit(self, peer: int, number: int, amount: int) -> None:
+    def _make(self, number: int) -> StreamLink:
+        if len(self._links) >= MOST_CHANNELS:
+            raise ProtocolError(f"more than {MOST_CHANNELS} exchanges at once")
+        link = self._links[number] = self.link_type(self, number)
+        if number >> EXCHANGE_BITS == self.epoch.number:
+            link.attach()
+        return link
+
+    def forget(self, exchange: int) -> None:
+        """An exchange is over; its channel is not used again."""
+        self._links.pop(self.epoch.number << EXCHANGE_BITS | exchange, None)
+
+    def credit(self, uid: int, number: int, amount: int) -> None:
         """Credit that comes after its exchange is over is of no use to anyone."""
         channel = self._links.get(number)
         if channel is not None:
-            channel.credit(peer, amount)
+            channel.credit(uid, amount)
 
-    def reach(self, peer: int) -> Peer | None:
-        """The connection to ``peer``, dialled if need be; None when it is lost."""
-        connection = self._peers.get(peer)
+    def reach(self, uid: int) -> Peer | None:
+        """The connection to ``uid``, dialled if need be; None when it is lost."""
+        connection = self._peers.get(uid)
         if connection is None:
-            if peer in self._lost:
+            if uid in self._lost or uid not in self.ranks:
                 return None
-            if not 0 <= peer < self.size or peer == self.rank:
-                raise UsageError(
-                    f"agent {self.rank} cannot reach agent {peer}: the others are among 0 to {self.size - 1}"
-                )
-            connection = self._peers[peer] = self._meet(peer)
+            connection = self._peers[uid] = self._meet(uid)
         return connection
 
-    def _meet(self, peer: int) -> Peer:
-        self._dial(peer)
-        return Connection(self, peer)
+    def uid_of(self, peer: int) -> int:
+        """The uid of rank ``peer``, which is another's."""
+        if not 0 <= peer < self.size or peer == self.rank:
+            raise UsageError(f"agent {self.rank} cannot reach agent {peer}: the others are among 0 to {self.size - 1}")
+        return self.uids[peer]
 
-    def adopt(self, peer: int, sock: socket.socket) -> None:
-        """A proven connection to ``peer`` is there."""
-        connection = self._peers.setdefault(peer, Connection(self, peer))
-        if not isinstance(connection, Connection) or connection.is_open or peer in self._lost:
+    def _meet(self, uid: int) -> Peer:
+        self._dial(uid)
+        return Connection(self, uid)
+
+    def adopt(self, uid: int, sock: socket.socket) -> None:
+        """A proven connection to ``uid`` is there; it may be ahead of us, in an epoch that we do not know yet."""
+        connection = self._peers.setdefault(uid, Connection(self, uid))
+        if not isinstance(connection, Connection) or connection.is_open or uid in self._lost:
             sock.close()
             return
         connection.open(sock)
 
-    def why_lost(self, peer: int) -> PeerLost | None:
-        if peer == ANY:
+    def why_lost(self, uid: int) -> PeerLost | None:
+        if uid == ANY:
             return next(iter(self._lost.values())) if len(self._lost) >= self.size - 1 > 0 else None
-        return self._lost.get(peer)
+        return self._lost.get(uid)
 
-    def meets(self, peer: int) -> bool:
-        """Is there a connection to ``peer``, whose end would be noticed?"""
-        connection = self._peers.get(peer)
+    def meets(self, uid: int) -> bool:
+        """Is there a connection to ``uid``, whose end would be noticed?"""
+        connection = self._peers.get(uid)
         return connection is not None and connection.is_open
 
-    def lose(self, peer: int, why: str) -> None:
-        """``peer`` is gone: whoever waits for it learns at once."""
-        if peer in self._lost:
+    def lose(self, uid: int, why: str, left: bool = False) -> None:
+        """``uid`` is gone: whoever waits for it learns at once."""
+        if uid in self._lost:
             return
-        error = PeerLost(f"agent {self.rank} lost agent {peer}: {why}", peer)
-        self._lost[peer] = error
-        connection = self._peers.pop(peer, None)
+        rank = self.ranks.get(uid)
+        if rank is None:
+            self._drop(uid, PeerLost(f"agent {self.label} lost a connection: {why}"))
+            return
+        error = PeerLost(f"agent {self.label} lost agent {self.epoch.members[rank].label}: {why}", rank)
+        self._lost[uid] = error
+        self._drop(uid, error)
+        for channel in list(self._links.values()):
+            channel.lose(uid, error)
+        self._on_lost(uid, why, left)
+
+    def _drop(self, uid: int, error: PeerLost) -> None:
+        connection = self._peers.pop(uid, None)
         if connection is not None:
             self._count(connection)
             connection.close(error)
-        for channel in list(self._links.values()):
-            channel.lose(peer, error)
 
     def _count(self, connection: Peer) -> None:
         for i, n in enumerate((connection.sent, connection.received, *connection.wire_bytes())):

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from stretto.core import Message
 from stretto.errors import PeerLost, ProtocolError
@@ -48,6 +48,9 @@ class Peer(ABC):
     def queue(self, views: list[memoryview], channel: StreamLink | None) -> None:
         """Send these bytes in order; ``channel.left()`` is called once for each view that is out of our hands."""
 
+    def forget(self, below: int) -> None:  # noqa: B027  (what is queued goes, where it cannot be taken back)
+        """What is queued for channels below a number need not go any more."""
+
     @abstractmethod
     def goodbye(self) -> None:
         """Say that this agent leaves on purpose; nothing is sent after."""
@@ -64,13 +67,12 @@ class Peer(ABC):
 
     def ended(self) -> None:
         """The peer sends no more."""
-        self.mesh.lose(
-            self.peer, "it finished and left while others went on" if self.said_goodbye else "its connection closed"
-        )
+        why = "it has finished, and left" if self.said_goodbye else "its connection closed"
+        self.mesh.lose(self.peer, why, self.said_goodbye)
 
     def _place(self, frame: wire.Frame) -> memoryview | None:
-        channel = self.mesh.link(frame.channel)
-        self._receipt = channel.claim(self.peer, frame)
+        channel = self.mesh.channel(frame.channel)
+        self._receipt = channel.claim(self.peer, frame) if channel is not None else None
         return self._receipt.memory if self._receipt is not None else None
 
     def take(self, frame: wire.Frame, body: bytearray | memoryview) -> None:
@@ -81,12 +83,22 @@ class Peer(ABC):
             self.said_goodbye = True
             return
         receipt, self._receipt = self._receipt, None
-        channel = self.mesh.link(frame.channel)
+        channel = self.mesh.channel(frame.channel)
+        if channel is None:
+            return  # its epoch is over
         if receipt is not None and receipt.into is not None:
             channel.taken(self.peer, frame.length)
-            receipt.complete(Message(self.peer, (receipt.into,)))
+            receipt.complete(Message(self.mesh.ranks[self.peer], (receipt.into,)))
         else:
             channel.deliver(self.peer, frame, body)
+
+
+class _Part(NamedTuple):
+    """Bytes to send; ``begins`` a frame, of ``channel`` (None: of no exchange)."""
+
+    view: memoryview
+    channel: StreamLink | None
+    begins: bool
 
 
 class Connection(Peer):
@@ -95,7 +107,7 @@ class Connection(Peer):
     def __init__(self, mesh: Mesh, peer: int) -> None:
         super().__init__(mesh, peer)
         self.sock: socket.socket | None = None
-        self._queue: deque[tuple[memoryview, StreamLink | None]] = deque()
+        self._queue: deque[_Part] = deque()
         self._writing = False
 
     @property
@@ -111,9 +123,20 @@ class Connection(Peer):
     def queue(self, views: list[memoryview], channel: StreamLink | None) -> None:
         if channel is not None:
             channel.unsent += len(views)
-        for v in views:
-            self._queue.append((v, channel))
+        for i, view in enumerate(views):
+            self._queue.append(_Part(view, channel, i == 0))
         self.mesh.loop.dirty.add(self.flush)
+
+    def forget(self, below: int) -> None:
+        """Whole frames of channels below a number need not go any more. (One that has begun to go must end.)"""
+        kept: deque[_Part] = deque()
+        dropping = False
+        for part in self._queue:
+            if part.begins:
+                dropping = part.channel is not None and part.channel.number < below
+            if not dropping:
+                kept.append(part)
+        self._queue = kept
 
     def flush(self) -> None:
         """Write until the queue is empty or the stream is full."""
@@ -138,18 +161,18 @@ class Connection(Peer):
         assert self.sock is not None
         try:
             if isinstance(self.sock, ssl.SSLSocket):
-                return self.sock.send(self._queue[0][0])
+                return self.sock.send(self._queue[0].view)
             if len(self._queue) == 1:
-                return self.sock.send(self._queue[0][0])
-            return self.sock.sendmsg([view for view, _ in islice(self._queue, _GATHER)])
+                return self.sock.send(self._queue[0].view)
+            return self.sock.sendmsg([part.view for part in islice(self._queue, _GATHER)])
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             return 0
 
     def _written(self, count: int) -> None:
         while count:
-            view, channel = self._queue[0]
+            view, channel, _ = self._queue[0]
             if count < len(view):
-                self._queue[0] = (view[count:], channel)
+                self._queue[0] = _Part(view[count:], channel, begins=False)
                 return
             count -= len(view)
             self._queue.popleft()
@@ -192,9 +215,8 @@ class Connection(Peer):
             self._read()
 
     def _ended(self) -> None:
-        self.mesh.lose(
-            self.peer, "it finished and left while others went on" if self.said_goodbye else "its connection closed"
-        )
+        why = "it has finished, and left" if self.said_goodbye else "its connection closed"
+        self.mesh.lose(self.peer, why, self.said_goodbye)
 
     def goodbye(self) -> None:
         if self.sock is not None:
@@ -211,7 +233,7 @@ class Connection(Peer):
             self.sock = None
         super().close(error)
         while self._queue:
-            _, channel = self._queue.popleft()
+            channel = self._queue.popleft().channel
             if channel is not None:
                 channel.left()
 

@@ -1,41 +1,63 @@
-"""An agent's way in: find the coordinator, prove the secret, say who we are, and wait until all have come."""
+"""An agent's way in: find whoever leads, prove the secret, say who we are, and wait for a view."""
 
 from __future__ import annotations
 
 import socket
-import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
-from stretto.core import Epoch, Member, Network
-from stretto.errors import NetworkError, PeerLost, ProtocolError, Refused, UsageError
-from stretto.links import addresses as places
-from stretto.links.handshake import ANYONE, COORDINATOR, Claim, Handshake, Purpose, prove
+from stretto.errors import NetworkError, PeerLost, ProtocolError, UsageError
+from stretto.links.handshake import ANYONE
 from stretto.links.tls import make_certificate
-from stretto.membership.connection import keep_alive
-from stretto.membership.messages import LONGEST_ANSWER, Decoder, Denied, Join, Message, Waiting, Welcome, encode
+from stretto.membership.compose import listed, named
+from stretto.membership.connection import Door
+from stretto.membership.dialling import in_order, reach
+from stretto.membership.listening import each
+from stretto.membership.messages import (
+    LONGEST,
+    UNNUMBERED,
+    Decide,
+    Decoder,
+    Denied,
+    Elsewhere,
+    Hello,
+    Message,
+    Pulse,
+    Seat,
+    View,
+    Vote,
+    Waiting,
+    encode,
+)
+from stretto.membership.rendezvous import new_uid
 
 PATIENCE: Final = 300.0
 """Seconds to go on looking for a coordinator that does not answer: slow clusters start their hosts minutes apart."""
 _FIRST_WORD: Final = 2.0
 _EVERY: Final = 10.0
-_CONNECTING: Final = 5.0
+_SHORTEST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A place in an epoch. ``sock`` stays open as long as the agent lives: its end is how the others learn of ours.
+    """A place in a run: ``seat`` is ours, in ``view``; or ``view`` is without us, and we are a newcomer.
 
-    It is blocking, may be TLS, and brings ``Lost`` and ``Left``; nothing of them has been read ahead.
+    ``sock`` is the control connection with process ``head``: blocking, maybe TLS, nothing of it read ahead.
     """
 
-    epoch: Epoch
-    rank: int
-    network: Network
+    seat: Seat
+    view: View
     sock: socket.socket
+    head: int
+
+    @property
+    def rank(self) -> int | None:
+        """Ours in the view; None for a newcomer."""
+        return next((rank for rank, seat in enumerate(self.view.seats) if seat.uid == self.seat.uid), None)
 
 
 def enter(
@@ -45,121 +67,128 @@ def enter(
     size: int,
     *,
     addresses: Sequence[str],
+    control: Sequence[str],
     host: str,
     pid: int,
-    say: Callable[[str], None] = lambda line: None,
+    vote: Vote | None = None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> Entry:
-    """Enter the epoch of ``size`` agents that the coordinator at ``address`` calls; returns when all have come.
+    """Enter the run whose coordinator, or whoever leads after it, is at ``address``; returns when there is a view.
 
     Args:
-        rank: ours, or None for the lowest one that is free.
-        addresses: where the other agents reach us, the most useful first.
+        address: one, or several with commas between them, tried in turn.
+        rank: our label, or None for the lowest one that is free.
+        size: how many agents the first view is to have.
+        addresses: where the other agents reach us for data, the most useful first.
+        control: and for the control connections.
         host: names our machine (:func:`stretto.links.addresses.machine_id`).
+        vote: of the process that had our label before us (:func:`stretto.membership.keeping.kept`).
         say: told, in words, whom we wait for.
 
     Raises:
-        UsageError: the coordinator denies us: another size, a rank that is taken, an epoch that has begun.
+        UsageError: the run denies us: another size, a label that is taken, a run that is over.
         Refused: another secret or version, or something else listens there.
-        NetworkError: no coordinator answers there, for longer than any start takes.
+        NetworkError: nobody answers there, for longer than any start takes.
         PeerLost: the coordinator went before all had come.
     """
-    who = "an agent" if rank is None else f"agent {rank}"
-    sock = _reach(address, secret, rank, who, say)
-    try:
-        sock.sendall(encode(Join(size, host, pid, tuple(addresses))))
-        return _await_welcome(sock, address, who, say)
-    except OSError as e:
-        sock.close()
-        raise PeerLost(f"{who} lost the coordinator at {address} before all had come ({e}); start again") from e
-    except BaseException:
-        sock.close()
-        raise
+    label = UNNUMBERED if rank is None else rank
+    seat = Seat(new_uid(), label, host, pid, tuple(addresses), tuple(control))
+    return _Visitor(each(address), secret, Hello(seat, size, 0, vote), say).enter()
 
 
-def _await_welcome(sock: socket.socket, address: str, who: str, say: Callable[[str], None]) -> Entry:
-    decoder = Decoder(LONGEST_ANSWER)
-    missing: tuple[int, ...] = ()
-    speak_at = time.monotonic() + _FIRST_WORD
-    while True:
-        message = _read(sock, decoder)
-        match message:
-            case Welcome():
-                members = tuple(Member(i, s.host, s.pid, s.addresses) for i, s in enumerate(message.members))
-                return Entry(Epoch(message.epoch, members), message.rank, Network(message.delay, message.rate), sock)
-            case Waiting():
-                missing = message.missing
-                if time.monotonic() > speak_at:
-                    say(f"{who} waits for {_ranks(missing)} to come to {address}")
-            case Denied():
-                raise UsageError(f"the coordinator at {address} says: {message.why}")
-            case None:
-                raise PeerLost(
-                    f"{who} lost the coordinator at {address} while {_ranks(missing)} had not come; start again"
-                )
-            case _:
-                raise ProtocolError(f"the coordinator at {address} sent a {type(message).__name__} before a welcome")
+class _Visitor:
+    """On its way in; ``_places``: where to try before the addresses that we were told."""
+
+    def __init__(self, addresses: list[str], secret: str, hello: Hello, say: Callable[[str], object]) -> None:
+        self._addresses, self._hello, self._say = addresses, hello, say
+        self._door = Door(secret, hello.seat.uid, cache(make_certificate))
+        self._who = named(hello.seat.label)
+        self._places: list[str] = []
+        self._begun = time.monotonic()
+        self._speak_at = self._begun + _FIRST_WORD
+
+    def enter(self) -> Entry:
+        pause = _SHORTEST_PAUSE
+        while True:
+            self._places = self._places or list(self._addresses)
+            place = self._places.pop(0)
+            try:
+                sock, head = reach(place, self._door, ANYONE, f"the coordinator at {place}")
+                entry = self._visit(sock, head, place)
+            except (OSError, PeerLost) as e:
+                self._complain(e.strerror if isinstance(e, OSError) and e.strerror else str(e))
+            else:
+                if entry is not None:
+                    return entry
+            if not self._places:
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _visit(self, sock: socket.socket, head: int, place: str) -> Entry | None:
+        """Say who we are and wait; None when somebody else leads, or nobody yet."""
+        try:
+            sock.sendall(encode(self._hello))
+            return self._wait(sock, head, place)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _wait(self, sock: socket.socket, head: int, place: str) -> Entry | None:
+        decoder = Decoder(LONGEST)
+        missing: tuple[int, ...] | None = None
+        while True:
+            message = _read(sock, decoder)
+            match message:
+                case Decide(view):
+                    mine = next((seat for seat in view.seats if seat.uid == self._hello.seat.uid), self._hello.seat)
+                    return Entry(mine, view, sock, head)
+                case Waiting():
+                    missing = message.missing
+                    if time.monotonic() > self._speak_at:
+                        self._say(f"{self._who} waits for {_agents(missing)} to come to {place}")
+                case Denied():
+                    raise UsageError(f"the coordinator at {place} says: {message.why}")
+                case Elsewhere():
+                    self._places = in_order(message.leader, self._hello.seat.host)
+                    break
+                case None if missing is not None:
+                    raise NetworkError(
+                        f"{self._who} lost the coordinator at {place} while {_agents(missing)} had not come; start again"
+                    )
+                case None:
+                    break
+                case Pulse():
+                    pass
+                case _:
+                    raise ProtocolError(f"what leads at {place} sent a {type(message).__name__} before a view")
+        sock.close()
+        return None
+
+    def _complain(self, why: str) -> None:
+        """Of one who does not answer, yet."""
+        now, where = time.monotonic(), ", ".join(self._addresses)
+        if now - self._begun > PATIENCE:
+            raise NetworkError(
+                f"{self._who} found no coordinator at {where} in {PATIENCE:g} s ({why}); "
+                "is the launcher or agent 0 running there, and does a firewall close the port?"
+            )
+        if now > self._speak_at:
+            self._say(f"{self._who} waits for the coordinator at {where} ({why}); it may still be starting")
+            self._speak_at = now + _EVERY
 
 
 def _read(sock: socket.socket, decoder: Decoder) -> Message | None:
     """The next message and not a byte more; None at the end."""
     while True:
-        data = sock.recv(decoder.wants)
+        try:
+            data = sock.recv(decoder.wants)
+        except ConnectionError:
+            return None
         if not data:
             return None
         for message in decoder.feed(data):
             return message
 
 
-def _reach(address: str, secret: str, rank: int | None, who: str, say: Callable[[str], None]) -> socket.socket:
-    """A proven connection to the coordinator, which may still be starting."""
-    begun = time.monotonic()
-    speak_at, pause = begun + _FIRST_WORD, 0.05
-    while True:
-        try:
-            return _connect(address, secret, rank)
-        except (OSError, PeerLost) as e:
-            why = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
-        now = time.monotonic()
-        if now - begun > PATIENCE:
-            raise NetworkError(
-                f"{who} found no coordinator at {address} in {PATIENCE:g} s ({why}); "
-                "is the launcher or agent 0 running there, and does a firewall close the port?"
-            )
-        if now > speak_at:
-            say(f"{who} waits for the coordinator at {address} ({why}); it may still be starting")
-            speak_at = now + _EVERY
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-def _connect(address: str, secret: str, rank: int | None) -> socket.socket:
-    sock: socket.socket = socket.create_connection(places.split(address), timeout=_CONNECTING)
-    try:
-        if sock.getsockname() == sock.getpeername():
-            raise ConnectionRefusedError(None, "nobody listens there, and the port was lent to ourselves")
-        binding = b""
-        if not places.is_here(sock.getpeername()[0]):
-            certificate = make_certificate()
-            sock = certificate.dial(sock)
-            binding = certificate.binding(sock)
-        sock.settimeout(None)
-        keep_alive(sock)
-        claim = Claim(Purpose.RENDEZVOUS, 0, ANYONE if rank is None else rank, COORDINATOR)
-        prove(sock, Handshake(secret, claim, dials=True, binding=binding, who=f"the coordinator at {address}"))
-        return sock
-    except ssl.SSLEOFError as e:
-        sock.close()
-        raise PeerLost(f"what listens at {address} hung up during TLS") from e
-    except ssl.SSLError as e:
-        sock.close()
-        raise Refused(f"what listens at {address} does not speak TLS as we do ({e.reason or e}); check the port") from e
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    if not ranks:
-        return "the others"
-    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
-    return f"agent {shown}" if len(ranks) == 1 else f"agents {shown}"
+def _agents(labels: Sequence[int]) -> str:
+    return listed(labels) if labels else "the others"

@@ -1,4 +1,4 @@
-"""What agents and their coordinator say to each other: msgpack of tagged structs, each behind its length (u32).
+"""What agents, and their coordinator, say to each other to be one run: msgpack of tagged structs, each behind its length (u32).
 
 A length is checked before memory is taken, a message against its type before anybody sees it, and nothing is unpickled.
 """
@@ -13,14 +13,20 @@ from msgspec import Meta, Struct
 
 from stretto.errors import ProtocolError
 
-LONGEST_REQUEST: Final = 1 << 16
-"""Bytes of the longest message that an agent sends."""
-LONGEST_ANSWER: Final = 1 << 23
-"""Bytes of the longest that a coordinator sends: a :class:`Welcome` to some thousands of agents."""
+LONGEST: Final = 1 << 23
+"""Bytes of the longest message: a :class:`View` of some thousands of agents."""
 
 MOST_AGENTS: Final = 1 << 16
 _length = struct.Struct("!I")
 
+FOUNDER: Final = -1
+"""The label of a coordinator that is a process apart; UNNUMBERED agents get the lowest free label."""
+UNNUMBERED: Final = -2
+MOST_BUCKETS: Final = 1 << 14
+
+Uid: TypeAlias = Annotated[int, Meta(ge=1, lt=1 << 31)]
+Label: TypeAlias = Annotated[int, Meta(ge=UNNUMBERED, lt=MOST_AGENTS)]
+Round: TypeAlias = Annotated[int, Meta(ge=0)]
 _Rank: TypeAlias = Annotated[int, Meta(ge=0, lt=MOST_AGENTS)]
 _Size: TypeAlias = Annotated[int, Meta(ge=1, le=MOST_AGENTS)]
 _Name: TypeAlias = Annotated[str, Meta(max_length=256)]
@@ -33,63 +39,202 @@ class _Wire(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
     """Base of every message."""
 
 
-class Join(_Wire, frozen=True, tag="join"):
-    """Agent: here I am, one of ``size``; my rank is in my handshake."""
+class Seat(_Wire, frozen=True, tag="seat"):
+    """One process as the others know it. ``addresses`` are for data, ``control`` for what is said here.
 
-    size: _Size
+    ``uid`` names this life of it, ``label`` the agent's number in the launch (FOUNDER for a coordinator). ``healed``: it
+    has the model; a newcomer gets it first.
+    """
+
+    uid: Uid
+    label: Label
     host: _Name
     pid: Annotated[int, Meta(ge=0)]
     addresses: _Addresses
+    control: _Addresses
+    healed: bool = True
+
+
+class Report(_Wire, frozen=True, tag="report"):
+    """What a frozen member has finished. ``round`` is the lowest that it has not; ``done`` one byte a bucket of it.
+
+    ``begun``: its trainer is in that round; ``fence``: and it is the first since a batch was drawn. ``delay`` and
+    ``rate``: the network as this epoch has agreed that it is (the next view has the first member's). ``since``: the
+    first round that it has any part in; a newcomer has no results of those before.
+    """
+
+    uid: Uid
+    round: Round
+    begun: bool
+    done: Annotated[bytes, Meta(max_length=MOST_BUCKETS)]
+    fence: bool
+    healed: bool
+    brought: _Name
+    delay: Annotated[float, Meta(ge=0)] = 50e-6
+    rate: Annotated[float, Meta(gt=0)] = 1e9
+    since: Round = 0
+
+
+class View(_Wire, frozen=True, tag="view"):
+    """Who is in, by rank, from now on. ``voters`` decide on the next one; ``reports`` are the old members'.
+
+    Newcomers (``healed`` is false) take part from round ``entry`` on. ``delay`` in s, ``rate`` in bytes/s. ``founder``:
+    the coordinator, as long as it takes part.
+    """
+
+    number: Annotated[int, Meta(ge=0)]
+    seats: Annotated[tuple[Seat, ...], Meta(max_length=MOST_AGENTS)]
+    voters: Annotated[tuple[Uid, ...], Meta(max_length=MOST_AGENTS)]
+    leader: Uid
+    reports: Annotated[tuple[Report, ...], Meta(max_length=MOST_AGENTS)]
+    entry: Round
+    why: _Text
+    delay: Annotated[float, Meta(ge=0)]
+    rate: Annotated[float, Meta(gt=0)]
+    founder: Seat | None = None
+
+
+class Ballot(_Wire, frozen=True, tag="ballot", order=True):
+    """Orders proposals for one view."""
+
+    turn: Annotated[int, Meta(ge=0)]
+    uid: Uid
+
+
+class Vote(_Wire, frozen=True, tag="vote"):
+    """What an acceptor has promised and accepted for view ``number``. A restarted process hands in its last life's.
+
+    ``base``: where it is kept, the view before, which is decided and which others may not have heard of.
+    """
+
+    uid: Uid
+    number: Annotated[int, Meta(ge=0)]
+    promised: Ballot | None
+    accepted: Ballot | None
+    view: View | None
+    base: View | None = None
+
+
+class Hello(_Wire, frozen=True, tag="hello"):
+    """First word on a control connection: who I am, of how many at the start, which view I know (0: none)."""
+
+    seat: Seat
+    size: _Size
+    view: Annotated[int, Meta(ge=0)]
+    vote: Vote | None = None
 
 
 class Waiting(_Wire, frozen=True, tag="waiting"):
-    """Coordinator: these ranks have not come yet (the highest free ones stand for agents without a rank)."""
+    """Founder: these labels have not come yet (the highest free ones stand for agents without one)."""
 
     missing: _Ranks
 
 
-class Seat(_Wire, frozen=True, tag="seat"):
-    """One member, in the order of ranks."""
-
-    host: _Name
-    pid: Annotated[int, Meta(ge=0)]
-    addresses: _Addresses
-
-
-class Welcome(_Wire, frozen=True, tag="welcome"):
-    """Coordinator: all have come, the epoch begins, and you are ``rank``. ``delay`` in s, ``rate`` in bytes/s."""
-
-    epoch: Annotated[int, Meta(ge=0)]
-    rank: _Rank
-    members: Annotated[tuple[Seat, ...], Meta(max_length=MOST_AGENTS)]
-    delay: Annotated[float, Meta(ge=0)]
-    rate: Annotated[float, Meta(gt=0)]
-
-
 class Denied(_Wire, frozen=True, tag="denied"):
-    """Coordinator: you cannot enter, and why."""
+    """You cannot enter, and why."""
 
+    why: _Text
+
+
+class Elsewhere(_Wire, frozen=True, tag="elsewhere"):
+    """I do not lead; this one does."""
+
+    leader: Seat
+
+
+class Ready(_Wire, frozen=True, tag="ready"):
+    """Candidate: my first fence is reached; let me in. ``brought`` digests what prepare() was given."""
+
+    brought: _Name
+
+
+class Expect(_Wire, frozen=True, tag="expect"):
+    """Leader: somebody wants in; hold your next fence round, and tell me."""
+
+
+class Fence(_Wire, frozen=True, tag="fence"):
+    """Member: I am at fence ``round`` and hold it until the view changes."""
+
+    round: Round
+
+
+class Suspect(_Wire, frozen=True, tag="suspect"):
+    """Member: I lost this one."""
+
+    uid: Uid
     why: _Text
 
 
 class Leave(_Wire, frozen=True, tag="leave"):
-    """Agent: I go, and all is well."""
+    """I go, and all is well. ``vote``: the leader has it from now on, so that who left is not missed in a majority."""
+
+    vote: Vote | None = None
 
 
-class Left(_Wire, frozen=True, tag="left"):
-    """Coordinator: ``rank`` said that it goes."""
+class Pulse(_Wire, frozen=True, tag="pulse"):
+    """I am alive; so is my trainer, or it is in this ``state`` (of /proc: R, S, D, T …)."""
 
-    rank: _Rank
-
-
-class Lost(_Wire, frozen=True, tag="lost"):
-    """Coordinator: ``rank`` went without a word, and what we saw of it."""
-
-    rank: _Rank
-    why: _Text
+    number: Annotated[int, Meta(ge=0)]
+    state: Annotated[str, Meta(max_length=1)] = "R"
 
 
-Message: TypeAlias = Join | Waiting | Welcome | Denied | Leave | Left | Lost
+class Prepare(_Wire, frozen=True, tag="prepare"):
+    """Proposer: freeze ``base``, promise, and report; view ``base.number + 1`` is next."""
+
+    base: View
+    ballot: Ballot
+
+
+class Promise(_Wire, frozen=True, tag="promise"):
+    """Answer to :class:`Prepare`; ``report`` from members (and, ``healed`` false, from candidates)."""
+
+    number: Annotated[int, Meta(ge=0)]
+    ballot: Ballot
+    vote: Vote | None
+    report: Report | None
+
+
+class Nack(_Wire, frozen=True, tag="nack"):
+    """I have promised another proposer more."""
+
+    number: Annotated[int, Meta(ge=0)]
+    promised: Ballot
+
+
+class Propose(_Wire, frozen=True, tag="propose"):
+    ballot: Ballot
+    view: View
+
+
+class Accepted(_Wire, frozen=True, tag="accepted"):
+    number: Annotated[int, Meta(ge=0)]
+    ballot: Ballot
+
+
+class Decide(_Wire, frozen=True, tag="decide"):
+    """This view is decided."""
+
+    view: View
+
+
+Message: TypeAlias = (
+    Hello
+    | Waiting
+    | Denied
+    | Elsewhere
+    | Ready
+    | Expect
+    | Fence
+    | Suspect
+    | Leave
+    | Pulse
+    | Prepare
+    | Promise
+    | Nack
+    | Propose
+    | Accepted
+    | Decide
+)
 
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 _encoder = msgspec.msgpack.Encoder()

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
-import numpy as np
 import torch
 
 
@@ -30,9 +29,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """One agent, a few times a second. ``loss`` is its last batch's; ``accuracy`` the last test of all agents."""
+    """One agent, a few times a second. ``loss`` is its last batch's; ``accuracy`` the last test of all agents.
+
+    ``rank`` is its number in the launch, ``agents`` how many there are now; ``samples`` it has trained itself.
+    """
 
     rank: int
+    agents: int
     step: int
     epoch: int
     samples: int
@@ -45,11 +48,14 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """One agent's end. ``seen`` counts, for every training sample, how often this agent trained it (int32, native)."""
+    """One agent's end. ``trained`` samples by all agents, as the ledger's ``proof`` says; ``samples`` by this life of it."""
 
     rank: int
+    agents: int
     steps: int
     samples: int
+    trained: int
+    proof: str
     seconds: float
     accuracy: float
     loss: float
@@ -59,7 +65,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     wire_received: int
     waiting: float
     digest: str
-    seen: bytes
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +76,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         seconds: of training, without loading and testing.
         accuracy, loss: on the test data, at the end.
         reached: whether the asked accuracy was reached; null when none was asked.
-        times_seen: the least and the most often that any training sample was trained.
+        proof: what the ledger proves of the samples: each exactly once an epoch, whoever came and went.
+        finished: the agents that are in the lists: their numbers in the launch.
         bytes_sent, bytes_received: counted by stretto, all frames included.
         wire_sent, wire_received: counted by the operating system on the interface or socket.
         computing, waiting: seconds; waiting is for other agents, computing is the rest.
@@ -91,7 +97,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float
     loss: float
     reached: bool | None
-    times_seen: tuple[int, int]
+    proof: str
+    finished: list[int]
     bytes_sent: list[int]
     bytes_received: list[int]
     wire_sent: list[int]
@@ -110,7 +117,6 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 def combine(job: Job, outcomes: Sequence[Outcome]) -> Result:
     """The result of a job from all its agents' outcomes, by rank."""
-    seen = sum(np.frombuffer(o.seen, np.int32) for o in outcomes)
     first, seconds = outcomes[0], max(o.seconds for o in outcomes)
     return Result(
         workload=job.workload,
@@ -121,12 +127,13 @@ def combine(job: Job, outcomes: Sequence[Outcome]) -> Result:
         seed=job.seed,
         batch_size=job.batch_size,
         steps=first.steps,
-        samples=sum(o.samples for o in outcomes),
+        samples=first.trained,
         seconds=seconds,
         accuracy=first.accuracy,
         loss=first.loss,
         reached=None if job.target is None else first.accuracy >= job.target,
-        times_seen=(int(np.min(seen)), int(np.max(seen))),
+        proof=first.proof,
+        finished=[o.rank for o in outcomes],
         bytes_sent=[o.bytes_sent for o in outcomes],
         bytes_received=[o.bytes_received for o in outcomes],
         wire_sent=[o.wire_sent for o in outcomes],

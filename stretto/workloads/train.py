@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +11,6 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from stretto.data import plan
 from stretto.workloads.result import Outcome, Progress
 from stretto.workloads.workload import Split, Workload
 
@@ -43,15 +42,28 @@ class Report(Protocol):
     def waiting(self) -> float: ...
 
 
+class Shard(Protocol):
+    """The part of :class:`stretto.data.Shard` that training needs."""
+
+    advanced: tuple[int, int]
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def proof(self) -> str: ...
+
+
 class Agent(Protocol):
     """The part of :class:`stretto.agent.Agent` that training needs."""
 
     @property
+    def label(self) -> int: ...
+    @property
     def rank(self) -> int: ...
     @property
     def size(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
     def prepare(self, model: Any, *optimizers: Any, strategy: Any = ...) -> tuple[Any, ...]: ...
-    def shard(self, dataset: Any, batch_size: int, epochs: int = ..., seed: int = ...) -> Iterable[Any]: ...
+    def shard(self, dataset: Any, batch_size: int, epochs: int = ..., seed: int = ...) -> Shard: ...
     def mean(self, value: float, /) -> float: ...
     def digest(self) -> str: ...
     def report(self) -> Report: ...
@@ -60,17 +72,12 @@ class Agent(Protocol):
 class Tally:
     """What one agent has trained, and how long it took: the clock stands still while the model is tested."""
 
-    def __init__(self, agent: Agent, samples: int, steps_per_epoch: int) -> None:
+    def __init__(self, agent: Agent, samples: int) -> None:
         self.agent = agent
-        self.seen = torch.zeros(samples, dtype=torch.int32)
-        self.step = 0
-        self._steps_per_epoch = steps_per_epoch
+        self.trained = 0
+        self._samples = samples
         self._waited_before = agent.report().waiting
         self._begin = time.monotonic()
-
-    def trained(self, samples: Tensor) -> None:
-        self.step += 1
-        self.seen[samples] += 1
 
     def seconds(self) -> float:
         return time.monotonic() - self._begin
@@ -79,13 +86,14 @@ class Tally:
         """Take back the time since the clock showed ``since``."""
         self._begin += self.seconds() - since
 
-    def progress(self, loss: float, accuracy: float | None) -> Progress:
+    def progress(self, shard: Shard, loss: float, accuracy: float | None) -> Progress:
         report = self.agent.report()
         return Progress(
-            rank=self.agent.rank,
-            step=self.step,
-            epoch=(self.step - 1) // self._steps_per_epoch,
-            samples=int(self.seen.sum()),
+            rank=self.agent.label,
+            agents=self.agent.size,
+            step=self.agent.steps,
+            epoch=max(0, shard.advanced[1] - 1) // self._samples,
+            samples=self.trained,
             seconds=self.seconds(),
             loss=loss,
             accuracy=accuracy,
@@ -94,11 +102,14 @@ class Tally:
             waiting=report.waiting - self._waited_before,
         )
 
-    def outcome(self, last: Progress, accuracy: float, loss: float, report: Report) -> Outcome:
+    def outcome(self, last: Progress, shard: Shard, accuracy: float, loss: float, report: Report) -> Outcome:
         return Outcome(
             rank=last.rank,
+            agents=last.agents,
             steps=last.step,
             samples=last.samples,
+            trained=shard.advanced[1],
+            proof=shard.proof(),
             seconds=last.seconds,
             accuracy=accuracy,
             loss=loss,
@@ -108,7 +119,6 @@ class Tally:
             wire_received=report.wire_received,
             waiting=last.waiting,
             digest=self.agent.digest(),
-            seen=self.seen.numpy().tobytes(),
         )
 
 
@@ -136,47 +146,51 @@ def train(
     loaded = workload.load(data)
     samples = len(loaded.train[1])
     batch_size = batch_size or workload.batch_of(agent.size)
-    steps_per_epoch = plan(samples, agent.size, batch_size).steps
-    test_every = steps_per_epoch if target is None else max(1, steps_per_epoch // 4)
     epochs = epochs or _usual_epochs(workload, seconds, target)
+    tests_an_epoch = 1 if target is None else 4
 
     torch.manual_seed(seed)
     model = workload.model(model_name)
     model, optimizer = agent.prepare(model, workload.optimizer(model), strategy=strategy)
-    numbered = (*loaded.train, torch.arange(samples))
     agent.mean(0.0)  # everybody is here: the clocks start together
-    tally, told, tested = Tally(agent, samples, steps_per_epoch), -NEWS_EVERY, 0
+    shard = agent.shard(loaded.train, batch_size, epochs=epochs, seed=seed)
+    tally, told, tested = Tally(agent, samples), -NEWS_EVERY, 0
     accuracy, test_loss, loss = None, 0.0, torch.tensor(0.0)
-    for x, y, number in agent.shard(numbered, batch_size, epochs=epochs, seed=seed):
+    for x, y in shard:
         loss = workload.loss(model(x), y)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-        tally.trained(number)
+        # What all decide alike is decided by what all have in common: newcomers count no steps of their own.
+        before, after = (trained * tests_an_epoch // samples for trained in shard.advanced)
+        tally.trained += len(y)
         now = tally.seconds()
         if now - told >= NEWS_EVERY:
             told = now
-            progress(tally.progress(loss.item(), accuracy))
-        if tally.step % test_every == 0:
+            progress(tally.progress(shard, loss.item(), accuracy))
+        if after > before:
             accuracy, test_loss = evaluate(agent, workload, model, loaded.test)
-            tested = tally.step
+            tested = agent.steps
             tally.do_not_count(since=now)
             if target is not None and accuracy >= target:
                 break
-        if seconds is not None and tally.step % AGREE_EVERY == 0 and agent.mean(float(now >= seconds)) > 0:
+        if seconds is not None and agent.steps % AGREE_EVERY == 0 and agent.mean(float(now >= seconds)) > 0:
             break
 
-    report, last = agent.report(), tally.progress(loss.item(), accuracy)
-    if accuracy is None or tested != tally.step:
+    report, last = agent.report(), tally.progress(shard, loss.item(), accuracy)
+    if accuracy is None or tested != agent.steps:
         accuracy, test_loss = evaluate(agent, workload, model, loaded.test)
     progress(msgspec.structs.replace(last, accuracy=accuracy))
-    return tally.outcome(last, accuracy, test_loss, report)
+    return tally.outcome(last, shard, accuracy, test_loss, report)
 
 
 @torch.no_grad()
 def evaluate(agent: Agent, workload: Workload, model: nn.Module, split: Split) -> tuple[float, float]:
-    """Accuracy and mean loss, each agent on its part of the data; the same two numbers on every agent."""
+    """Accuracy and mean loss, each agent on its part of the data; the same two numbers on every agent.
+
+    Where an agent dies meanwhile, they are those of the parts of the others.
+    """
     images, labels = (t.tensor_split(agent.size)[agent.rank] for t in split)
     right, loss = 0, 0.0
     model.eval()
@@ -186,8 +200,8 @@ def evaluate(agent: Agent, workload: Workload, model: nn.Module, split: Split) -
             right += int((scores.argmax(1) == y).sum())
             loss += float(workload.loss(scores, y)) * len(y)
     model.train()
-    a_part = agent.size / len(split[1])
-    return agent.mean(float(right)) * a_part, agent.mean(loss) * a_part
+    found, lost, count = agent.mean(float(right)), agent.mean(loss), agent.mean(float(len(labels)))
+    return found / count, lost / count
 
 
 def _usual_epochs(workload: Workload, seconds: float | None, target: float | None) -> int:

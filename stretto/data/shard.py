@@ -1,0 +1,232 @@
+"""The shard: one agent's batches over all epochs, while agents come and go.
+
+*Theory of operation.* What is handed out is *pending* until the agent says who took part in the round that trained it
+(:meth:`Shard.committed`); only then the ledger changes. As long as everybody takes part, the course goes on as it was
+dealt. When somebody did not, or when the members change (:meth:`Shard.enter`), what is left is dealt anew, from the
+next batch on, and what was read ahead is dropped unseen. All agents commit the same batches and enter after the same
+round, so they deal alike without a word.
+
+New members never break into what is pending: they are remembered, and enter when it has been committed. Only a state
+from elsewhere does: a newcomer's own batches are of no account, and are forgotten.
+
+Batches that nobody commits stay pending: they are committed with the next ones. If the pass ends before, they stay
+uncommitted, and the proof says what is missing. A pass begins with nothing pending: what was pending when a state was
+saved is handed out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from stretto.data.course import Terms, Turn, plan, steps_ahead
+from stretto.data.sources import length_of, source_of
+from stretto.data.standing import Handed, Standing
+from stretto.errors import DataError, Disagreement, UsageError
+from stretto.ledger import Ledger
+
+
+class Position(NamedTuple):
+    """How far the training has come: the epoch under way, steps and samples committed over all epochs."""
+
+    epoch: int
+    steps: int
+    samples: int
+
+
+class Shard:
+    """One agent's batches over all epochs; iterate it once or again, each pass after the first begins at epoch 0.
+
+    Args:
+        dataset: a map-style dataset, a tensor, or a tuple of tensors that share their first dimension; tensors (and a
+            ``TensorDataset``) are indexed a batch at a time. Or a stream (an ``IterableDataset``), which comes in its
+            own order, the same each time it is iterated.
+        batch_size: samples of this agent in a step.
+        rank, size: which agent this is, of how many.
+        members: what the agents are called, by rank, in :meth:`committed`; by their ranks without.
+        workers: processes that load samples; tensors need none.
+        shuffle: a new permutation each epoch, or the order of the dataset.
+        on_batch: called with the agent's share (see :meth:`stretto.ledger.Deal.share`) before each batch is handed out.
+        fenced: somebody calls :meth:`committed`. Without, a batch counts as trained by all when it is handed out.
+        ledger: what was trained before: the first pass goes on from there, with the batches that were to come.
+
+    Attributes:
+        ledger: what is trained, as of the last commit.
+        epoch: the epoch of the batch handed out last.
+        advanced: samples committed over all epochs, when that batch was handed out and now; the same at all agents.
+
+    Raises:
+        UsageError: this is no dataset, or one with fewer samples than agents.
+        Disagreement: the ledger is of other data.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        *,
+        epochs: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        size: int = 1,
+        workers: int = 0,
+        shuffle: bool = True,
+        on_batch: Callable[[float], None] | None = None,
+        fenced: bool = False,
+        members: Sequence[int] | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        if epochs < 1 or workers < 0 or batch_size < 1:
+            raise UsageError(
+                f"epochs and batch_size must be at least 1 and workers at least 0; got {epochs}, {batch_size} and "
+                f"{workers}"
+            )
+        samples = length_of(dataset, workers)
+        self.dataset = dataset
+        self.ledger = self._fresh = Ledger.begin(samples, seed, shuffle)
+        self.epoch = 0
+        self.advanced = (0, 0)
+        self._terms = _terms(rank, size, None, members, batch_size, epochs)
+        self._next_terms: Terms | None = None
+        self._pending: list[Handed] = []
+        self._begun = self._stale = False
+        self._workers, self._on_batch, self._fenced = workers, on_batch, fenced
+        if samples is not None:
+            plan(samples, size, batch_size)
+        if ledger is not None:
+            self._become(Standing(ledger))
+
+    def __len__(self) -> int:
+        """Steps over all epochs, those committed before included, if nobody comes or goes from now on."""
+        if self.ledger.samples is None:
+            raise TypeError(f"{type(self.dataset).__name__} is a stream: it has no length")
+        return self.ledger.steps + steps_ahead(self.ledger, self._terms)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._begun:
+            self.ledger = self._fresh
+        self._begun = True
+        self._forget()
+        source = source_of(self.dataset, self.ledger, workers=self._workers, rank=self._terms.rank)
+        while True:
+            self._stale = False
+            for turn, batch in source.batches(self.ledger, self._terms):
+                self._hand_out(turn)
+                if not self._fenced:
+                    self.committed()
+                yield batch
+                if self._stale:
+                    break
+            else:
+                return
+
+    def committed(self, by: Collection[int] | None = None) -> None:
+        """What was handed out since the last call is trained: by these members, or by all to whom it was dealt.
+
+        Who was dealt nothing of it commits nothing.
+
+        Raises:
+            Disagreement: some of it is not left in the ledger.
+        """
+        who = None if by is None else frozenset(by)
+        for handed in self._pending:
+            ranks = [rank for rank, member in enumerate(handed.members) if who is None or member in who]
+            self.ledger = self.ledger.commit(handed.deal, handed.step, ranks)
+            self._stale |= len(ranks) < len(handed.members)
+        self.advanced = (self.advanced[0], self.ledger.trained)
+        self._forget()
+
+    def enter(
+        self,
+        ledger: Ledger | None,
+        rank: int,
+        size: int,
+        shares: Sequence[int] | None = None,
+        members: Sequence[int] | None = None,
+    ) -> None:
+        """From the next batch on be ``rank`` of ``size`` agents, which get ``shares`` (equal ones without).
+
+        Where something is handed out and not committed, from the first batch after its commit on. ``ledger``: from
+        elsewhere; what was handed out here is forgotten.
+
+        Raises:
+            Disagreement: the ledger is of other data.
+        """
+        self._next_terms = _terms(rank, size, shares, members, self._terms.batch_size, self._terms.epochs)
+        if ledger is not None:
+            self._become(Standing(ledger))
+        if not self._pending:
+            self._forget()
+
+    def state(self) -> Any:
+        """How this shard stands, in plain values; the same at all agents between the same two steps."""
+        return msgspec.to_builtins(Standing(self.ledger, tuple(self._pending)))
+
+    def adopt(self, state: Any) -> None:
+        """Stand as another agent's shard does: what is pending there is pending here. Own batches are forgotten.
+
+        The terms stay as they are: a newcomer's begin with :meth:`enter`.
+
+        Raises:
+            Disagreement: it is of other data.
+            DataError: it is damaged.
+        """
+        try:
+            standing = msgspec.convert(state, Standing)
+        except msgspec.ValidationError as e:
+            raise DataError(f"the state of a shard is damaged: {e}; take it from another agent or checkpoint") from e
+        self._become(standing)
+
+    def position(self) -> Position:
+        return Position(self.ledger.epoch, self.ledger.steps, self.ledger.trained)
+
+    def proof(self) -> str:
+        """What the ledger proves, and what it does not: ``60,000 samples, each exactly once; ledger 5f3a0c97d2e1``."""
+        pending = f"; {len(self._pending)} batches were handed out and not trained" if self._pending else ""
+        return self.ledger.proof() + pending
+
+    def _hand_out(self, turn: Turn) -> None:
+        self._pending.append(Handed(turn.deal, turn.step, self._terms.members))
+        self.epoch = turn.deal.epoch
+        self.advanced = (self.ledger.trained, self.ledger.trained)
+        if self._on_batch:
+            self._on_batch(turn.share)
+
+    def _become(self, standing: Standing) -> None:
+        self.ledger = self._ours(standing.ledger)
+        self.epoch = self.ledger.epoch
+        self.advanced = (self.ledger.trained, self.ledger.trained)
+        self._pending = list(standing.pending)
+        self._stale = True
+
+    def _forget(self) -> None:
+        """Nothing is pending: new members may enter. With the same terms the course goes on as it is."""
+        self._pending.clear()
+        if self._next_terms is not None:
+            self._stale |= (self._next_terms.rank, self._next_terms.shares) != (self._terms.rank, self._terms.shares)
+            self._terms, self._next_terms = self._next_terms, None
+
+    def _ours(self, ledger: Ledger) -> Ledger:
+        mine, theirs = ((x.samples, x.seed, x.shuffle) for x in (self.ledger, ledger))
+        if mine != theirs:
+            raise Disagreement(
+                f"the ledger is of (samples, seed, shuffle) = {theirs}, and this shard of {mine}: give every agent, "
+                "and a run that is resumed, the same dataset and the same seed"
+            )
+        return ledger
+
+
+def _terms(
+    rank: int, size: int, shares: Sequence[int] | None, members: Sequence[int] | None, batch_size: int, epochs: int
+) -> Terms:
+    if not 0 <= rank < size:
+        raise UsageError(f"agent {rank} of {size}: the rank must be from 0 to {size - 1}")
+    shares = (1,) * size if shares is None else tuple(shares)
+    members = range(size) if members is None else members
+    if not len(shares) == len(members) == size:
+        raise UsageError(
+            f"{len(shares)} shares and {len(members)} members for {size} agents: give one to each, or none"
+        )
+    return Terms(rank, tuple(members), shares, batch_size, epochs)

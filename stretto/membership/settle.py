@@ -1,0 +1,76 @@
+"""What a new view makes of the round that the old one left unfinished: share its results, or redo it.
+
+Theory of operation. Rounds are sequential at every trainer, and a round that finished at anybody had everybody's part
+in it. So the reports of a view differ by at most one round, and whoever reports a later one has finished all buckets of
+the lowest, unless it has come in after that. If together they have every bucket of the lowest round, those who lack one are given it; else the round is
+redone as a whole among the members of the new view, so that a step is the mean over the samples of those who took part.
+Everybody computes the same from the view alone: nothing is negotiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from stretto.membership.messages import Report, View
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How round ``round`` ends in the new view.
+
+    share: every bucket is somewhere; else the round is redone.
+    holders: the lowest rank that has a bucket, by bucket; none when it is redone.
+    lacking: the ranks that lack a bucket, by bucket.
+    ranks: who takes part: the old members, and the newcomers where it is their first round.
+    """
+
+    round: int
+    share: bool
+    holders: tuple[int, ...]
+    lacking: tuple[tuple[int, ...], ...]
+    ranks: tuple[int, ...]
+
+
+def settle(view: View, buckets: int = 0) -> Settlement | None:
+    """The settlement of ``view``; None where no old member has begun the lowest round: there is nothing to do.
+
+    Args:
+        buckets: of the round, where one knows it. A report has none of a round that its trainer has not begun.
+    """
+    if not view.reports:
+        return None
+    lowest = min(report.round for report in view.reports)
+    concerned = [report for report in view.reports if report.since <= lowest]
+    if not any(report.begun or report.round > lowest for report in concerned):
+        return None
+    places = {seat.uid: rank for rank, seat in enumerate(view.seats)}
+    old = {places[report.uid]: report for report in concerned}
+    owners = _owners(old, lowest, buckets)
+    ranks = tuple(range(len(view.seats))) if lowest >= view.entry else tuple(sorted(old))
+    if all(owners) and any(report.round > lowest or report.done for report in concerned):
+        lacking = tuple(tuple(rank for rank in ranks if rank not in owner) for owner in owners)
+        return Settlement(lowest, True, tuple(min(owner) for owner in owners), lacking, ranks)
+    return Settlement(lowest, False, (), (), ranks)
+
+
+def admits(reports: Iterable[Report]) -> bool:
+    """May newcomers enter? Only where the first of the rounds ahead begins with a batch of its own."""
+    reports = tuple(reports)
+    latest = entry(reports)
+    return any(report.fence and report.round == latest for report in reports)
+
+
+def entry(reports: Iterable[Report]) -> int:
+    """The round from which the new view's newcomers take part, and the new deal of samples holds."""
+    return max((report.round for report in reports), default=0)
+
+
+def _owners(reports: Mapping[int, Report], lowest: int, buckets: int) -> list[set[int]]:
+    """The ranks that have each bucket of round ``lowest``, of the ``reports`` by rank."""
+    count = max([buckets, *(len(report.done) for report in reports.values() if report.round == lowest)])
+    return [{k for k, r in reports.items() if r.round > lowest or _has(r.done, bucket)} for bucket in range(count)]
+
+
+def _has(done: Sequence[int], bucket: int) -> bool:
+    return bucket < len(done) and done[bucket] != 0

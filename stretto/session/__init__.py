@@ -1,0 +1,6 @@
+"""One agent's side of a run: rounds, views, and what is kept between them."""
+
+from stretto.session.rounds import Closing, Direct, Order
+from stretto.session.session import Session, Surroundings, Trainer, epoch_of
+
+__all__ = ["Closing", "Direct", "Order", "Session", "Surroundings", "Trainer", "epoch_of"]

@@ -1,0 +1,153 @@
+"""What simulated agents train: a small problem whose every step can be computed again, and the record of who did what.
+
+Sample i pulls the weights towards its own target: its gradient is a_i (w - t_i). So the mean over any set of samples
+is exact up to the last bits, whoever computed which part of it, and one process that replays the record
+(:meth:`Record.replay`) must end with the same weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stretto.ledger import Deal, Ranges
+from stretto.simulate.promises import Broken
+
+RATE = 0.1
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Job:
+    """``pulls[i]`` and ``pulled[i]`` are a_i and a_i t_i. ``sizes``: numbers in each bucket."""
+
+    pulls: Tensor
+    pulled: Tensor
+    sizes: tuple[int, int]
+    batch_size: int
+    epochs: int
+    ballast: int
+    measures: bool
+    numbers: float
+
+    @property
+    def samples(self) -> int:
+        return len(self.pulls)
+
+    def counts(self, step: int) -> bool:
+        """Do all agree on the mean of a number before this step?"""
+        return (step * 2654435761 & 0xFFFF) < self.numbers * 0x10000
+
+    def gradient(self, weights: Tensor, ranges: Ranges) -> Tensor:
+        """The mean over the samples; zeros over none."""
+        picked = [i for start, stop in ranges for i in range(start, stop)]
+        if not picked:
+            return torch.zeros_like(weights)
+        index = torch.tensor(picked)
+        return weights * self.pulls[index].mean() - self.pulled[index].mean(0)
+
+
+def job(seed: int, *, ballast: bool, measures: bool) -> Job:
+    """Between 24 and 56 samples, twice; ``ballast`` makes the state longer than one piece of healing."""
+    draw = torch.Generator().manual_seed(seed)
+    samples, first, second, batch_size = (
+        int(torch.randint(low, high, (), generator=draw)) for low, high in ((24, 56), (3, 8), (3, 8), (2, 5))
+    )
+    pulls = 0.2 + 0.6 * torch.rand(samples, generator=draw, dtype=torch.float64)
+    targets = torch.randn(samples, first + second, generator=draw, dtype=torch.float64)
+    return Job(
+        pulls,
+        pulls[:, None] * targets,
+        (first, second),
+        batch_size,
+        2,
+        5 << 18 if ballast else 0,
+        measures,
+        float(torch.rand((), generator=draw)) / 2,
+    )
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One step as somebody applied it: what was trained in it, by whom, and the weights after it."""
+
+    before: str
+    epoch: int
+    trained: Ranges
+    contributors: tuple[int, ...]
+    weights: Tensor
+    momentum: Tensor
+
+
+class Record:
+    """All steps that anybody applied, by a digest of all that led there: a tree, and who agrees is at one place of it."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._commits: dict[str, Commit] = {}
+
+    def begin(self, weights: Tensor) -> str:
+        """The root: nothing is trained, all have these weights."""
+        return self._note(Commit("", 0, (), (), weights.clone(), torch.zeros_like(weights)))
+
+    def commit(self, before: str, deal: Deal, ranks: list[int], contributors: tuple[int, ...], state: tuple[Tensor, Tensor]) -> str:
+        weights, momentum = state
+        return self._note(
+            Commit(before, deal.epoch, deal.parts(0, ranks), tuple(sorted(contributors)), weights.clone(), momentum.clone())
+        )
+
+    def check_healed(self, place: str, weights: Tensor, momentum: Tensor) -> None:
+        found = self._commits.get(place)
+        if found is None:
+            raise Broken("a newcomer was given a state that nobody has reached")
+        if not (torch.equal(found.weights, weights) and torch.equal(found.momentum, momentum)):
+            raise Broken("a newcomer was given other weights than those it was told of")
+
+    def weights(self, place: str) -> Tensor:
+        return self._commits[place].weights
+
+    def before(self, place: str) -> str:
+        return self._commits[place].before
+
+    def way(self, place: str) -> list[str]:
+        """All places from the root on."""
+        found = []
+        while place:
+            found.append(place)
+            place = self._commits[place].before
+        return found[::-1]
+
+    def replay(self, place: str) -> float:
+        """How far one process that trains the same samples ends from there, relative to the weights."""
+        root, *steps = (self._commits[p] for p in self.way(place))
+        weights, momentum = root.weights.clone(), torch.zeros_like(root.weights)
+        for step in steps:
+            momentum.mul_(MOMENTUM).add_(self._job.gradient(weights, step.trained))
+            weights.add_(momentum, alpha=-RATE)
+        found = self._commits[place].weights
+        return float((found - weights).abs().max() / weights.abs().max())
+
+    def check_samples(self, place: str) -> None:
+        """Every sample exactly once in each epoch."""
+        times: dict[tuple[int, int], int] = {}
+        for step in (self._commits[p] for p in self.way(place)):
+            for start, stop in step.trained:
+                for sample in range(start, stop):
+                    times[step.epoch, sample] = times.get((step.epoch, sample), 0) + 1
+        wanted = {(epoch, sample): 1 for epoch in range(self._job.epochs) for sample in range(self._job.samples)}
+        if times != wanted:
+            odd = sorted(key for key in times.keys() | wanted.keys() if times.get(key) != wanted.get(key))
+            epoch, sample = odd[0]
+            raise Broken(f"sample {sample} was trained {times.get((epoch, sample), 0)} times in epoch {epoch}")
+
+    def _note(self, commit: Commit) -> str:
+        digest = hashlib.blake2s(digest_size=12)
+        digest.update(repr((commit.before, commit.epoch, commit.trained, commit.contributors)).encode())
+        digest.update(commit.weights.numpy().tobytes())
+        digest.update(commit.momentum.numpy().tobytes())
+        place = digest.hexdigest()
+        self._commits[place] = commit
+        return place

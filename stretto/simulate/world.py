@@ -1,0 +1,233 @@
+"""One simulated run: its processes, its network, and what goes wrong in it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from stretto.core import Strategy
+from stretto.membership.messages import FOUNDER, Vote
+from stretto.membership.votes import majority
+from stretto.simulate.agent import Agent
+from stretto.simulate.clock import Clock
+from stretto.simulate.faults import Fault
+from stretto.simulate.lines import SILENCE, Line, Network
+from stretto.simulate.planes import Control, Data
+from stretto.simulate.promises import Broken, Promises
+from stretto.simulate.task import Record, job
+
+CALM = 400.0
+"""Virtual seconds in which a run must end when nothing goes wrong any more."""
+EXACT = 1e-12
+
+
+class World:
+    """``size`` agents and their coordinator, until all have ended. Everything follows from the arguments."""
+
+    def __init__(
+        self,
+        seed: int,
+        strategy: Strategy,
+        size: int,
+        faults: Sequence[Fault],
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        self.random = rng = random.Random(seed)
+        self.strategy, self.size, self.faults, self.log = strategy, size, faults, log
+        self.clock = Clock()
+        self.net = Network(self.clock, rng, rng.choice((0.005, 0.02, 0.05)))
+        self.pace = rng.choice((0.02, 0.1, 0.3))
+        self.slow = rng.random() < 0.25
+        self.promises = Promises()
+        self.control, self.exchanges = Control(self), Data(self, self.clock)
+        self.job = job(seed, ballast=rng.random() < 0.04, measures=rng.random() < 0.02)
+        self.record = Record(self.job)
+        self.agents: list[Agent] = []
+        self.by_uid: dict[int, Agent] = {}
+        self.steps = self.torn = 0
+        self._by_label: dict[int, Agent] = {}
+        self._disk: dict[int, Vote | None] = {}
+        self._falls: dict[int, int] = {}
+        self._gone: set[int] = set()
+        self._calm = False
+        for fault in faults:
+            self.clock.at(fault.at, None, lambda fault=fault: self._strike(fault))
+        self._born(FOUNDER, None).found(size)
+        for label in range(size):
+            self.control.enter(self._born(label, None))
+
+    def run(self) -> None:
+        """From the beginning to the end.
+
+        Raises:
+            Broken: a promise does not hold.
+        """
+        last = max((fault.at + fault.seconds for fault in self.faults), default=0.0)
+        self.clock.run(last + 0.5)
+        if not self.clock.halted:
+            self._begin_calm()
+            self.clock.run(self.clock.now + CALM)
+        self._judge()
+
+    # Processes
+
+    def _born(self, label: int, vote: Vote | None) -> Agent:
+        agent = Agent(self, 101 + len(self.agents), label, vote)
+        self.agents.append(agent)
+        self.by_uid[agent.uid] = self._by_label[label] = agent
+        return agent
+
+    def _start_again(self, label: int) -> None:
+        if label != FOUNDER and label not in self._gone and not self._by_label[label].alive:
+            self.control.enter(self._born(label, self._disk.get(label)))
+
+    def _die(self, agent: Agent, *, dark: bool = False) -> None:
+        """Its connections end, with none or some of what it said last; ``dark``: they do not even end."""
+        agent.alive, agent.dark = False, dark
+        for line in [line for line in self.net.lines if agent.uid in line.uids]:
+            if dark:
+                line.fall_silent(agent.uid)
+                self._suspend(line)
+            else:
+                line.break_off(agent.uid, self.random.choice((0, 1, 2, 1000)))
+        self.look()
+
+    def _suspend(self, line: Line) -> None:
+        for uid in line.uids:
+            self.clock.after(self.net.patience(), self.by_uid[uid], lambda uid=uid: line.notice(uid))
+
+    def end(self, agent: Agent) -> None:
+        """It has left."""
+        agent.alive = False
+        for line in [line for line in self.net.lines if agent.uid in line.uids]:
+            line.close(agent.uid)
+        self._gone.add(agent.label)
+        self.look()
+
+    def deny(self, agent: Agent, why: str) -> None:
+        self.say(f"{agent} is denied: {why}")
+        self._gone.add(agent.label)
+        self._die(agent)
+
+    def save(self, agent: Agent, vote: Vote | None) -> None:
+        self._disk[agent.label] = vote
+        self.promises.note_vote(vote)
+
+    def sent(self, agent: Agent) -> None:
+        agent.sent += 1
+        fatal = self._falls.get(agent.label)
+        if fatal is not None:
+            self._falls[agent.label] = fatal - 1
+            if fatal == 1:
+                del self._falls[agent.label]
+                self.say(f"*** {agent} falls")
+                self._die(agent)
+
+    def look(self) -> None:
+        """Is there nobody left who trains, or could?"""
+        training = [a for a in self.agents if a.alive and a.label != FOUNDER and not a.finished]
+        inside = [a for a in training if a.number and not a.out]
+        waiting = any(a.finished for a in self.agents) and not inside
+        if not training and (self._calm or any(a.finished for a in self.agents)):
+            self.clock.halted = True
+        elif waiting and self._calm:
+            self.clock.halted = True
+
+    # Faults
+
+    def say(self, text: str) -> None:
+        if self.log is not None:
+            self.log(f"{self.clock.now:9.4f} {text}")
+
+    def _strike(self, fault: Fault) -> None:
+        self.say(f"*** {fault}")
+        if fault.kind == "fall":
+            self._falls[fault.who[0]] = fault.pieces
+            return
+        struck = [self._by_label[label] for label in fault.who]
+        agent = struck[0]
+        match fault.kind:
+            case "kill":
+                self._die(agent)
+            case "power":
+                self._die(agent, dark=True)
+            case "restart":
+                self._start_again(agent.label)
+            case "leave" if agent.trainer is not None:
+                agent.trainer.leaving = True
+            case "cut":
+                self.net.cut({a.uid for a in struck}, fault.seconds, self._silent)
+            case "stop":
+                self._stop(agent, fault.seconds)
+            case "snap":
+                self._snap(self.control.between(*(a.uid for a in struck)))
+            case "sever":
+                self._snap(self.exchanges.between(*(a.uid for a in struck)))
+            case "suspect":
+                agent.happen("suspect", struck[1].uid, "somebody said so")
+
+    @staticmethod
+    def _snap(line: Line | None) -> None:
+        if line is not None:
+            line.snap()
+
+    def _silent(self, line: Line) -> None:
+        """A line over which nothing came for too long: the control plane gives it up, the data plane waits."""
+        if line is self.control.between(*line.uids):
+            line.snap()
+
+    def _stop(self, agent: Agent, seconds: float) -> None:
+        agent.stopped_until = self.clock.now + seconds
+        if seconds > SILENCE:
+            for line in [line for line in self.net.lines if agent.uid in line.uids]:
+                self.clock.after(self.net.patience(), None, lambda line=line: self._silent(line))
+
+    def _begin_calm(self) -> None:
+        self.say("*** nothing goes wrong from now on, and all that died are started again")
+        self._calm = True
+        self._falls.clear()
+        self.net.calm()
+        for label in range(self.size):
+            self._start_again(label)
+        self.look()
+
+    # The end
+
+    def _judge(self) -> None:
+        ended = [a for a in self.agents if a.finished and not (a.trainer is not None and a.trainer.leaving)]
+        stuck = [a for a in self.agents if a.alive and a.label != FOUNDER and not a.finished]
+        if not self.clock.halted and self._possible():
+            raise Broken(f"the faults are over, and {', '.join(map(str, stuck))} did not end in {CALM:g} s")
+        if not ended:
+            return
+        last = max(a.number for a in ended)
+        places = {a.trainer.place for a in ended if a.trainer is not None and a.number == last}
+        if len(places) > 1:
+            raise Broken(f"{', '.join(map(str, ended))} have ended with different weights")
+        (place,) = places
+        self.record.check_samples(place)
+        off = self.record.replay(place)
+        if not off <= EXACT:
+            raise Broken(f"the weights are {off:.1e} from those of one process that trains the same")
+        self._judge_leavers(self.record.way(place))
+
+    def _judge_leavers(self, way: list[str]) -> None:
+        """Who left before stands where the others stood; one step beside it where it left in mid-change of a view."""
+        self.steps = len(way) - 1
+        for agent in self.agents:
+            if agent.finished and agent.trainer is not None and agent.trainer.place not in ("", *way):
+                self.torn += 1
+                if self.record.before(agent.trainer.place) not in way:
+                    raise Broken(f"{agent} has left with weights that the others never had")
+
+    def _possible(self) -> bool:
+        """Can training go on at all: are a majority, and the model, here?"""
+        views = [a.views.view for a in self.agents if a.views is not None and a.views.view.number]
+        if not views:
+            return self._by_label[FOUNDER].alive
+        last = max(views, key=lambda view: view.number)
+        votes = {vote.uid for label, vote in self._disk.items() if vote is not None and self._by_label[label].alive}
+        here = [uid for uid in last.voters if self.by_uid[uid].alive or uid in votes]
+        model = [a for a in self.agents if a.alive and a.trainer is not None and a.trainer.place and not a.out]
+        left = [uid for uid in last.voters if uid in self.promises.leavers]
+        return len(here) >= majority(last.voters) and bool(model) and not left
