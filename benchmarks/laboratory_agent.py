@@ -40,8 +40,8 @@ def rounds(
     courier: Courier, rank: int, *, size: int, nbytes: int, rounds: int, topology: str, ahead: float, **_: Any
 ) -> dict[str, Any]:
     """All-reduces that begin together: ``ahead`` seconds after the mean of the moments at which agents were ready."""
-    courier.use(_MEASURED, str(strategies.allreduce(topology=topology)), native=False)
-    courier.use(_MOMENT, str(strategies.allreduce(topology="star")), native=False)
+    courier.use(_MEASURED, str(strategies.allreduce(topology=topology)))
+    courier.use(_MOMENT, str(strategies.allreduce(topology="star")))
     x, moment = courier.allocate(nbytes).view(torch.float32), courier.allocate(8).view(torch.float64)
     begins, ends = [], []
     cpu = busy = passed = 0.0
@@ -50,11 +50,11 @@ def rounds(
             cpu = courier.counted().cpu_seconds
         x.fill_(float(rank))
         moment[0] = time.monotonic()
-        courier.mean(_MOMENT, 0, number, moment)()
+        courier.mean(_MOMENT, moment, moment)()
         time.sleep(max(0.0, float(moment[0]) + ahead - time.monotonic()))
         before = cores()
         begins.append(time.monotonic())
-        courier.mean(_MEASURED, 0, number, x)()
+        courier.mean(_MEASURED, x, x)()
         ends.append(time.monotonic())
         spent = [now - then for now, then in zip(cores(), before, strict=True)]
         busy, passed = busy + spent[0], passed + spent[1]

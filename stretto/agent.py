@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stretto import state, strategies
-from stretto.core import Epoch, Member, Strategy
+from stretto.checkpoint import Keep
+from stretto.core import Epoch, Member, Network, Strategy
 from stretto.courier import Courier, Place
 from stretto.data import Shard
 from stretto.errors import UsageError
 from stretto.exchanges import AllReduce
 from stretto.gradients import BufferRule, Gradients, Wait
+from stretto.saving import EVERY, Saver, replay
 from stretto.session import Closing, epoch_of
 from stretto.text import coerce
 from stretto.topologies import Auto, Native
@@ -78,9 +80,13 @@ class Agent:
         steps: steps of the run, trained by whomever.
     """
 
-    def __init__(self, place: Place | None = None, *, left: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, place: Place | None = None, *, saver: Saver | None = None, left: Callable[[], None] = lambda: None
+    ) -> None:
         """``left()`` is called when it has left."""
         self._left = left
+        self._saver, self._begun = saver, False
+        self._network = Network()
         self.link = place.link if place else "none"
         self.label = place.seat.label if place else 0
         self.epoch = epoch_of(place.view) if place else Epoch(0, (Member(0, "here", 0, ()),))
@@ -140,6 +146,7 @@ class Agent:
                     allocate=self._courier.allocate,
                     send=self._sender(group),
                     closed=self._closed,
+                    wishes=lambda: self._saver is not None and self.rank == 0 and self._saver.due(),
                     leads=lambda: self.rank == 0,
                     buffers=buffers,
                     apart=self._courier.apart,
@@ -163,6 +170,8 @@ class Agent:
         def drawn(share: float) -> None:
             self._fence = True
             self.weigh(share)
+            if self._saver is not None and (self._saver.wanted or (self._courier is None and self._saver.due())):
+                self._save()
 
         shard = Shard(
             dataset,
@@ -174,12 +183,62 @@ class Agent:
             workers=workers,
             shuffle=shuffle,
             on_batch=drawn,
+            on_begin=self._go_on,
             fenced=self._courier is not None,
             members=self.epoch.uids,
         )
         self._shards.append(shard)
         self._fence = False
         return shard
+
+    def checkpoint(self, place: str, every: float = EVERY, keep: Keep = Keep()) -> bool:  # noqa: B008
+        """Save the run at ``place`` every so many seconds, and go on from the newest checkpoint that is there.
+
+        Call it after ``prepare()`` and ``shard()``, before the first batch. All that was prepared is saved, with the
+        samples that are trained, and each agent's random generators. With as many agents as then, the run goes on bit
+        for bit; with another number the samples go on where they were, dealt to these.
+
+        Args:
+            place: a folder, or a URL that fsspec knows (``"s3://bucket/run"``).
+
+        Returns:
+            Whether there was a checkpoint.
+
+        Raises:
+            DataError: this agent cannot write there, or what is there is another model's.
+        """
+        self._saver, self._begun = Saver(place, every, keep, _say), False
+        return self._go_on()
+
+    def _go_on(self) -> bool:
+        """Once, at the beginning: agree on where we begin."""
+        if self._saver is None or self._begun:
+            return False
+        self._begun = True
+        choice = self._saver.choose(self.label) if self.rank == 0 else ""
+        if self._courier is not None:
+            told = self._courier.spread(choice)
+            if told is None:
+                return False  # a newcomer: it gets the others' state, and the name under which they save
+            choice = told
+        name = self._saver.begin(choice, self.rank)
+        if name is None:
+            return False
+        shared, own = self._saver.load(name, self.rank, self._tree())
+        self._become(shared)
+        if self._courier is not None:
+            self._courier.assume(self._network)
+        if own is not None and name.parts == self.size:
+            replay(own)
+        self.trace.event("resume", step=self.steps, checkpoint=str(name), digest=self.digest())
+        return True
+
+    def _save(self) -> None:
+        assert self._saver is not None
+        if self._courier is None:
+            self.steps = max((shard.ledger.steps for shard in self._shards), default=0)
+        self._saver.save(self.steps, self.rank, self.size, self._tree())
+        self.trace.event("checkpoint", step=self.steps, part=self.rank, parts=self.size)
 
     def weigh(self, share: float) -> None:
         """Let the gradients of the next backward count ``share`` times (1 is an equal part). ``shard`` calls it."""
@@ -244,11 +303,17 @@ class Agent:
     def take_over(self, memory: Tensor) -> None:
         """Become what another agent's snapshot says."""
         tree = state.unpack(memory)
+        self._become(tree)
+        if self._saver is not None and tree["run"]:
+            self._saver.join(tree["run"])
+
+    def _become(self, tree: dict[str, Any]) -> None:
         for model, found in zip(self._models, tree["models"], strict=True):
             model.load_state_dict(found)
         for part, found in zip(self._stateful, tree["stateful"], strict=True):
             part.load_state_dict(found)
         self.steps = tree["steps"]
+        self._network = Network(*tree["network"])
         for shard, found in zip(self._shards, tree["shards"], strict=False):
             shard.adopt(found)
 
@@ -257,13 +322,17 @@ class Agent:
             "models": [model.state_dict() for model in self._models],
             "stateful": [part.state_dict() for part in self._stateful],
             "steps": self.steps,
+            "network": [self._network.delay, self._network.rate],
+            "run": self._saver.run if self._saver is not None else "",
             "shards": [shard.state() for shard in self._shards],
         }
 
-    def _closed(self, closing: Closing) -> None:
+    def _closed(self, closing: Closing, wished: bool) -> None:
         """A backward's round has ended: its samples are trained, by those who took part."""
         if closing.alone:
             return
+        if wished and self._saver is not None:
+            self._saver.wanted = True
         if self._in_fence:
             self.steps += 1
             for shard in self._shards:
@@ -294,6 +363,10 @@ class Agent:
         self._go(failed=getattr(sys, "last_value", None) is not None)
 
     def _go(self, *, failed: bool) -> None:
+        if self._saver is not None and not failed:
+            self._save()
+            self._saver.close()
+        self._saver = None
         if self._courier is not None:
             self.trace.event("leave", failed=failed, waited=self._courier.waited)
             self.trace.close()
@@ -379,7 +452,7 @@ class Agent:
             lines += [f"model {i} {k} requires_grad={p.requires_grad}" for k, p in model.named_parameters()]
         lines += [f"optimizer {type(o).__name__} with {[len(g['params']) for g in o.param_groups]}" for o in optimizers]
         self._courier.agree(_MODELS, "\n".join(lines), brings=True)
-        self._courier.measure()
+        self._network = self._courier.measure()
 
     @torch.no_grad()
     def _spread(self, models: list[nn.Module]) -> None:
@@ -416,3 +489,7 @@ def _batches(tensors: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
                 batch, room = [], most
     if batch:
         yield batch
+
+
+def _say(text: str) -> None:
+    print(f"stretto: {text}", file=sys.stderr, flush=True)

@@ -7,11 +7,12 @@ always in the order of buckets, so that all agents exchange the same things in t
 of backward sends what is left, waits, and puts the means in place, so clipping, AMP's scaler and the optimizer after
 it see the gradient of the whole batch.
 
-    bucket = gradients │ one flag a parameter │ weight │ (last bucket) buffers
+    bucket = gradients │ one flag a parameter │ weight │ wish │ (last bucket) buffers
 
 The flags say whether anybody used a parameter; if nobody did, its ``.grad`` is ``None`` again, as it would be in one
 process. What an agent sends counts ``weight`` times, and the mean weight comes back with the mean: where not all that
-were counted on took part, the mean is divided by it, and is the exact mean over the samples of those who did.
+were counted on took part, the mean is divided by it, and is the exact mean over the samples of those who did. A wish
+of anybody's reaches all in the same round.
 """
 
 from __future__ import annotations
@@ -70,13 +71,13 @@ def plan_buckets(sizes: Sequence[tuple[int, torch.dtype]], buffers: int = 0, mos
             pieces.append(Piece(i, at, at + sizes[i][0]))
             at += sizes[i][0]
             if at * dtype.itemsize >= most:
-                plans.append(Plan(dtype, tuple(pieces), at, at + len(pieces) + 1))
+                plans.append(Plan(dtype, tuple(pieces), at, at + len(pieces) + 2))
                 pieces, at = [], 0
         if pieces:
-            plans.append(Plan(dtype, tuple(pieces), at, at + len(pieces) + 1))
+            plans.append(Plan(dtype, tuple(pieces), at, at + len(pieces) + 2))
     if buffers:
         at = max((i for i, p in enumerate(plans) if p.dtype == torch.float32), default=len(plans))
-        last = plans[at] if at < len(plans) else Plan(torch.float32, (), 0, 1)
+        last = plans[at] if at < len(plans) else Plan(torch.float32, (), 0, 2)
         plans[at : at + 1] = [Plan(last.dtype, last.pieces, last.gradients, last.numel + buffers)]
     return tuple(plans)
 
@@ -97,21 +98,26 @@ class Bucket:
         self.means = self.views if mean is None else self._views(mean)
         self.arrived = [False] * len(self.views)
         self.missing = len(self.views)
-        _, self.flags, _, _ = self._cut(flat)
+        self.flags = self._cut(flat)[1]
         self.flags.fill_(1.0)
 
     @property
     def passengers(self) -> Tensor:
         """Room for what rides along."""
-        return self._cut(self.flat)[3]
+        return self._cut(self.flat)[4]
+
+    @property
+    def wished(self) -> bool:
+        """Did anybody wish?"""
+        return bool(self._cut(self.mean)[3] > 0)
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         return [flat[p.start : p.stop].view_as(q) for p, q in zip(self.plan.pieces, self.parameters, strict=True)]
 
     def _cut(self, flat: Tensor) -> Sequence[Tensor]:
-        """Gradients, flags, weight, passengers."""
+        """Gradients, flags, weight, wish, passengers."""
         at, pieces = self.plan.gradients, len(self.plan.pieces)
-        return flat.split([at, pieces, 1, len(flat) - at - pieces - 1])
+        return flat.split([at, pieces, 1, 1, len(flat) - at - pieces - 2])
 
     def take(self, place: int) -> None:
         """A gradient is final: move it here unless it already is."""
@@ -129,10 +135,11 @@ class Bucket:
             self.arrived[place] = True
             self.missing -= 1
 
-    def weigh(self, weight: float) -> None:
+    def weigh(self, weight: float, wish: bool = False) -> None:
         """What lies here counts ``weight`` times."""
-        gradients, _, place, passengers = self._cut(self.flat)
+        gradients, _, place, wishes, passengers = self._cut(self.flat)
         place.fill_(weight)
+        wishes.fill_(float(wish))
         if weight != 1.0:
             gradients.mul_(weight)
             passengers.mul_(weight)
@@ -142,7 +149,7 @@ class Bucket:
 
         The passengers' mean.
         """
-        gradients, flags, weight, passengers = self._cut(self.mean)
+        gradients, flags, weight, _, passengers = self._cut(self.mean)
         if closing is not None and not closing.whole:
             gradients.div_(float(weight))
             passengers.div_(float(weight))
@@ -162,7 +169,8 @@ class Gradients:
         send: ``send(bucket, of, flat, mean)`` begins the exchange of one of ``of`` buckets, from ``flat`` to ``mean``,
             and returns what waits for it.
         apart: may ``flat`` and ``mean`` not be the same memory?
-        closed: told how a round ended, before its means are put in place.
+        closed: told how a round ended, before its means are put in place, and whether anybody wished.
+        wishes: do we wish, this round?
         leads: is this agent the one whose buffers all others take (rule ``"broadcast"``)?
     """
 
@@ -172,12 +180,13 @@ class Gradients:
         *,
         allocate: Callable[[int], Tensor],
         send: Callable[[int, int, Tensor, Tensor], Wait],
-        closed: Callable[[Closing], None] = lambda closing: None,
+        closed: Callable[[Closing, bool], None] = lambda closing, wished: None,
+        wishes: Callable[[], bool] = lambda: False,
         leads: Callable[[], bool] = lambda: True,
         buffers: BufferRule = "mean",
         apart: bool = False,
     ) -> None:
-        self._send, self._closed, self._leads, self._rule = send, closed, leads, buffers
+        self._send, self._closed, self._wishes, self._leads, self._rule = send, closed, wishes, leads, buffers
         parameters = list({id(p): p for m in models for p in m.parameters() if p.requires_grad}.values())
         self._buffers = list({id(b): b for m in models for b in m.buffers() if b.is_floating_point()}.values())
         if buffers == "local":
@@ -231,7 +240,7 @@ class Gradients:
                     bucket.take(place)
             if bucket.passengers.numel():
                 self._board(bucket.passengers)
-            bucket.weigh(self.weight)
+            bucket.weigh(self.weight, wish=self._next == 0 and self._wishes())
             self._waits.append(self._send(self._next, len(self.buckets), bucket.flat, bucket.mean))
             self._next += 1
 
@@ -243,7 +252,7 @@ class Gradients:
                 closings = [wait() for wait in self._waits]
                 closing = next((c for c in closings if c is not None), None)
                 if closing is not None:
-                    self._closed(closing)
+                    self._closed(closing, self.buckets[0].wished)
                 for bucket in self.buckets:
                     passengers = bucket.settle(closing)
                     if passengers.numel():

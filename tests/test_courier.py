@@ -26,26 +26,27 @@ def courier_of(agent: Agent) -> Courier:
 
 
 def exchanges_out_of_order(agent: Agent) -> list[float]:
-    """Twenty averages are begun, and awaited from the last to the first."""
+    """Twenty buckets of a round are begun, and awaited from the last to the first."""
     courier = courier_of(agent)
-    courier.use(0, "allreduce(topology=tree)", native=False)
+    courier.use(0, "allreduce(topology=tree)")
     memory = courier.allocate(20 * 4000).view(torch.float32).view(20, 1000)
     waits = []
     for i, x in enumerate(memory):
         x.fill_(i * (agent.rank + 1))
-        waits.append(courier.mean(0, i, 1, x))
+        waits.append(courier.mean(0, x, x, bucket=i, of=20))
     for wait in reversed(waits):
         wait()
     return [x.unique().item() for x in memory]
 
 
 @every_link
-def test_exchanges_that_are_begun_together_may_be_awaited_in_any_order(link: str) -> None:
+def test_buckets_that_are_begun_together_may_be_awaited_in_any_order(link: str) -> None:
     assert agents(3, exchanges_out_of_order, link=link) == [[2.0 * i for i in range(20)]] * 3
 
 
 def lies_elsewhere(agent: Agent) -> None:
-    courier_of(agent).mean(7, 0, 1, torch.zeros(10))
+    x = torch.zeros(10)
+    courier_of(agent).mean(7, x, x)
 
 
 def test_a_tensor_outside_the_couriers_memory_is_refused_before_anything_is_sent() -> None:
@@ -68,8 +69,8 @@ def counts(agent: Agent) -> tuple[int, int, int]:
     before = agent.report()
     courier = courier_of(agent)
     x = courier.allocate(400_000).view(torch.float32)
-    courier.use(0, "allreduce(topology=ring)", native=False)
-    courier.mean(0, 0, 1, x)()
+    courier.use(0, "allreduce(topology=ring)")
+    courier.mean(0, x, x)()
     after = agent.report()
     agent.mean(0.0)
     return after.bytes_sent - before.bytes_sent, after.bytes_received - before.bytes_received, after.connections

@@ -11,15 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from stretto.core import Member
 from stretto.errors import PeerLost, UsageError
-from stretto.links.memory import SMALL, Arena, Board, member_address, open_board
+from stretto.links.memory import SMALL, Arena, Board
 
 sizes = pytest.mark.parametrize("size", [2, 3, 5])
 
 
 def boards(size: int, live: Callable[[Board], Any]) -> list[Any]:
-    """``live(board)`` for every agent, in two threads, its trainer's and its courier's; what each gave or raised."""
+    """``live(board)`` for every agent, with its courier in a thread; what each gave or raised."""
     shared = Arena.create(Board.nbytes(size))
     all_ = [Board(Arena.open(os.getpid(), shared.fd, shared.nbytes), rank, size) for rank in range(size)]
     ends: list[Any] = [None] * size
@@ -30,19 +29,26 @@ def boards(size: int, live: Callable[[Board], Any]) -> list[Any]:
         except BaseException as e:
             ends[rank] = e
 
-    couriers = [threading.Thread(target=b.serve, daemon=True) for b in all_]
     trainers = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
-    for t in couriers + trainers:
+    for board in all_:
+        board.serve()
+    for t in trainers:
         t.start()
     for t in trainers:
         t.join(30)
     assert not any(t.is_alive() for t in trainers), "a trainer hangs"
-    all_[0].break_off(0)
-    for t in couriers:
-        t.join(30)
-    assert not any(t.is_alive() for t in couriers), "a courier hangs"
+    for board in all_:
+        board.freeze()
     shared.close()
     return ends
+
+
+def room(board: Board, numel: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """A tensor in shared memory, with its numbers, and room for the mean."""
+    arenas = [Arena.create(numel * dtype.itemsize) for _ in range(2)]
+    board.register(arenas)
+    x, mean = (arena.tensor(0, numel, dtype) for arena in arenas)
+    return x.copy_(numbers(board.rank, numel, dtype)), mean
 
 
 def numbers(rank: int, numel: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -50,12 +56,11 @@ def numbers(rank: int, numel: int, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def reduced(board: Board, numel: int, dtype: torch.dtype = torch.float32, times: int = 1) -> Tensor:
-    arena = board.allocate(max(1, numel * dtype.itemsize))
-    x = arena.tensor(0, numel, dtype)
+    x, mean = room(board, numel, dtype)
     for _ in range(times):
-        x.copy_(numbers(board.rank, numel, dtype))
-        board.wait(board.submit(x, 1 / board.size))
-    return x.clone()
+        board.wait(board.submit(x, mean.zero_(), 1 / board.size))
+    assert torch.equal(x, numbers(board.rank, numel, dtype)), "an input was written"
+    return mean.clone()
 
 
 def in_order_of_ranks(size: int, numel: int, dtype: torch.dtype) -> Tensor:
@@ -82,66 +87,83 @@ def test_hundreds_of_rounds_reuse_slots_and_orders(numel: int) -> None:
 
 def test_many_may_be_under_way_and_awaited_in_any_order() -> None:
     """As backward does: buckets leave one after the other, small and large, and are awaited together."""
+    sizes = [10, SMALL, 20, 2 * SMALL, *range(30, 60)]
 
     def live(board: Board) -> list[bool]:
-        sizes = [10, SMALL, 20, 2 * SMALL, *range(30, 60)]
-        arena = board.allocate(4 * sum(sizes))
-        xs, at = [], 0
-        for numel in sizes:
-            xs.append(arena.tensor(4 * at, numel, torch.float32))
-            xs[-1].copy_(numbers(board.rank, numel))
-            at += numel
-        tickets = [board.submit(x, 0.5) for x in xs]
+        arenas = [Arena.create(4 * sum(sizes)) for _ in range(2)]
+        board.register(arenas)
+        xs, means = (arena.tensor(0, sum(sizes), torch.float32).split(sizes) for arena in arenas)
+        for x in xs:
+            x.copy_(numbers(board.rank, len(x)))
+        tickets = [board.submit(x, mean, 0.5) for x, mean in zip(xs, means, strict=True)]
         for ticket in reversed(tickets):
             board.wait(ticket)
-        return [torch.equal(x, in_order_of_ranks(2, len(x), torch.float32)) for x in xs]
+        return [torch.equal(mean, in_order_of_ranks(2, len(mean), torch.float32)) for mean in means]
 
     assert all(all(right) for right in boards(2, live))
 
 
 @pytest.mark.parametrize("numel", [10, SMALL])
-def test_who_waits_for_one_that_is_gone_is_told_who(numel: int) -> None:
+def test_who_waits_when_the_epoch_ends_is_told_and_still_has_its_input(numel: int) -> None:
+    met = threading.Barrier(2)
+
     def live(board: Board) -> Any:
-        x = board.allocate(4 * numel).tensor(0, numel, torch.float32)
-        board.wait(board.submit(x, 1.0))
-        if board.rank == 2:
-            board.break_off(2)
+        x, mean = room(board, numel)
+        board.wait(board.submit(x, mean, 0.5))
+        met.wait(10)
+        if board.rank == 1:
             return "gone"
-        while True:
-            board.wait(board.submit(x, 1.0))
+        ticket = board.submit(x, mean, 0.5)
+        threading.Timer(0.05, board.freeze).start()
+        with pytest.raises(PeerLost, match="epoch of agent 0 is over"):
+            board.wait(ticket)
+        return board.finished(ticket), torch.equal(x, numbers(0, numel))
 
-    ends = boards(3, live)
-    assert ends[2] == "gone"
-    assert all(isinstance(e, PeerLost) and e.peer == 2 and "agent 2" in str(e) for e in ends[:2])
+    assert boards(2, live) == [(False, True), "gone"]
 
 
-def test_a_round_that_all_have_reached_is_finished_although_one_leaves_then() -> None:
-    ready = threading.Barrier(2)
+def test_a_board_that_another_process_of_the_agent_froze_ends_too() -> None:
+    over = threading.Event()
+    shared = Arena.create(Board.nbytes(2))
+    board = Board(shared, 0, 2, over.is_set)
+    x, mean = room(board, 10)
+    ticket = board.submit(x, mean, 0.5)
+    over.set()
+    with pytest.raises(PeerLost):
+        board.wait(ticket)
+
+
+@pytest.mark.parametrize("numel", [10, SMALL])
+def test_a_round_that_all_have_reached_can_be_read_after_the_epochs_end(numel: int) -> None:
+    """What everybody did its part of is finished, whatever the trainer had time to notice."""
+    done = threading.Barrier(2)
 
     def live(board: Board) -> Tensor:
-        x = board.allocate(40).tensor(0, 10, torch.float32)
-        x.copy_(numbers(board.rank, 10))
-        ticket = board.submit(x, 0.5)
-        ready.wait(10)
-        if board.rank == 1:
+        x, mean = room(board, numel)
+        ticket = board.submit(x, mean, 0.5)
+        if numel == SMALL:
             board.wait(ticket)
-            board.break_off(1)
-            ready.wait(10)
-        else:
-            ready.wait(10)
-            board.wait(ticket)
-        return x.clone()
+        done.wait(10)
+        board.freeze()
+        assert board.finished(ticket)
+        return board.result(ticket, torch.empty(numel)).clone()
 
     for got in boards(2, live):
-        assert torch.equal(got, in_order_of_ranks(2, 10, torch.float32))
+        assert torch.equal(got, in_order_of_ranks(2, numel, torch.float32))
 
 
 def test_a_tensor_that_is_not_in_shared_memory_is_refused() -> None:
     def live(board: Board) -> None:
-        board.submit(torch.zeros(SMALL), 1.0)
+        board.submit(torch.zeros(SMALL), torch.zeros(SMALL), 1.0)
 
     ends = boards(2, live)
     assert all(isinstance(e, UsageError) and "allocate it from the board" in str(e) for e in ends)
+
+
+def test_more_pieces_of_memory_than_a_board_has_room_for_are_refused() -> None:
+    board = Board(Arena.create(Board.nbytes(2)), 0, 2)
+    with pytest.raises(UsageError, match="prepare them in one call"):
+        board.register([Arena.create(1)] * 33)
 
 
 # Arenas
@@ -184,11 +206,3 @@ def test_offsets_are_found_only_inside() -> None:
 def test_memory_that_cannot_be_mapped_says_what_to_do() -> None:
     with pytest.raises(UsageError, match="--link tcp"):
         Arena.open(2**22 - 1, 3, 4096)
-
-
-def test_a_member_that_offers_no_memory_is_named() -> None:
-    arena = Arena.create(Board.nbytes(2))
-    open_board(Member(0, "here", os.getpid(), ("127.0.0.1:1", member_address(arena))), 2).close()
-    arena.close()
-    with pytest.raises(UsageError, match="agent 3 offers no shared memory"):
-        open_board(Member(3, "here", os.getpid(), ("127.0.0.1:1",)), 2)

@@ -188,9 +188,9 @@ def test_who_comes_when_the_run_is_over_is_told_so() -> None:
 
 
 def test_a_label_that_lives_is_denied_to_a_newcomer() -> None:
-    with Coordinator(1, SECRET, "127.0.0.1") as c, come(c, 0, 1).sock:
-        with pytest.raises(UsageError, match=f"there is an agent 0 already .process {os.getpid()}"):
-            come(c, 0, 1)
+    taken = pytest.raises(UsageError, match=f"there is an agent 0 already .process {os.getpid()}")
+    with Coordinator(1, SECRET, "127.0.0.1") as c, come(c, 0, 1).sock, taken:
+        come(c, 0, 1)
 
 
 def test_another_secret_is_refused_and_the_others_go_on_waiting() -> None:

@@ -238,16 +238,25 @@ def test_a_store_that_answers_no_more_is_named(run: Run, monkeypatch: pytest.Mon
         run.server.start()
 
 
-def test_another_secret_is_refused_where_a_run_is_and_its_words_where_none_is(run: Run) -> None:
+def test_what_another_secret_wrote_is_refused(run: Run) -> None:
     a, stranger = run.open(), run.open("a guess")
     stranger.announce(seat(9))
     with pytest.raises(Refused, match=r"a seat at .* was written with another secret"):
         a.present()
     a.decide(view(1, 1))
     with pytest.raises(Refused, match=r"a view at .* was written with another secret"):
-        run.open("a guess")
-    with pytest.raises(Refused):
         stranger.latest()
+
+
+def test_where_nobody_is_another_run_may_begin_with_another_secret(run: Run) -> None:
+    a = run.open()
+    a.announce(seat(1))
+    a.decide(view(1, 1))
+    a.close()
+    b = run.open("another secret")
+    assert b.present() == ()
+    b.forget()
+    assert b.decide(view(1, 2)) == view(1, 2)
 
 
 # The store as the only voter

@@ -190,13 +190,16 @@ class Counts:
 class Alone:
     """An agent without others."""
 
-    rank, size = 0, 1
+    label, rank, size, steps = 0, 0, 1, 0
 
     def prepare(self, model: Any, *optimizers: Any, strategy: Any = "allreduce") -> tuple[Any, ...]:
         return (model, *optimizers)
 
-    def shard(self, dataset: Any, batch_size: int, epochs: int = 1, seed: int = 0) -> Iterator[Any]:
-        return iter(Shard(dataset, batch_size, epochs=epochs, seed=seed))
+    def shard(self, dataset: Any, batch_size: int, epochs: int = 1, seed: int = 0) -> Shard:
+        return Shard(dataset, batch_size, epochs=epochs, seed=seed, on_batch=self._count)
+
+    def _count(self, share: float) -> None:
+        self.steps += 1
 
     def mean(self, value: float, /) -> float:
         return value
@@ -222,7 +225,8 @@ def test_every_sample_is_trained_once_an_epoch_and_counted() -> None:
     told: list[Progress] = []
     outcome = train(Alone(), workloads.get("digits"), "mlp", epochs=3, progress=told.append)
     result = combine(job(), [outcome])
-    assert result.times_seen == (3, 3) and result.samples == 3 * 1437 and result.steps == 36
+    assert result.proof.startswith("1,437 samples, each exactly once in each of 3 epochs; ledger ")
+    assert result.samples == 3 * 1437 and result.steps == 36 and result.finished == [0]
     assert (told[0].step, told[-1].step, told[-1].accuracy) == (1, 36, outcome.accuracy)
     assert result.reached is None and result.digests == ["d"]
 
@@ -253,6 +257,7 @@ def test_outcomes_are_left_whole_and_found_by_rank(tmp_path: Path) -> None:
 def test_news_never_block_training_when_nobody_reads(tmp_path: Path, make_fifo: Callable[[Path], int]) -> None:
     progress = Progress(
         rank=0,
+        agents=1,
         step=1,
         epoch=0,
         samples=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 import torch
@@ -24,12 +25,12 @@ _CLOSE = 1e-5
 
 
 class Contender(Protocol):
-    """Something that makes a mean. ``adds``: it leaves the sum, and the harness divides, outside the clock."""
+    """Something that makes a mean, and says where it lies. ``adds``: it is the sum; we divide, outside the clock."""
 
     @property
     def adds(self) -> bool: ...
     def room(self, numel: int) -> Tensor: ...
-    def mean(self, x: Tensor) -> None: ...
+    def mean(self, x: Tensor) -> Tensor: ...
     def close(self) -> None: ...
 
 
@@ -90,18 +91,22 @@ def _measure(team: Team, contenders: dict[str, Contender], nbytes: int) -> dict[
     mine, right = given[team.rank], torch.stack(given).double().mean(0).float()
     del given
     tensors = {name: c.room(nbytes // 4) for name, c in contenders.items()}
+    means: dict[str, Tensor] = {}
 
     def refill(name: str) -> None:
         tensors[name].copy_(mine)
 
     def check(name: str) -> None:
-        x = tensors[name]
+        x = means.pop(name)
         if contenders[name].adds:
             x.div_(team.size)
         if (off := worst(x, right)) > _CLOSE:
             raise StrettoError(f"{name}: process {team.rank}'s mean of {nbytes} bytes is off by {off:.2g}")
 
-    turns = {name: (lambda c=c, name=name: c.mean(tensors[name])) for name, c in contenders.items()}
+    def turn(name: str) -> None:
+        means[name] = contenders[name].mean(tensors[name])
+
+    turns = {name: partial(turn, name) for name in contenders}
     return take_turns(team, turns, _rounds(nbytes), refill, check)
 
 

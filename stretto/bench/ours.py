@@ -10,6 +10,7 @@ from torch import Tensor
 from stretto import strategies
 from stretto.bench.team import Team
 from stretto.core import Epoch, Member
+from stretto.courier import Courier
 from stretto.exchanges.allreduce import AllReduce
 from stretto.exchanges.measure import measure
 from stretto.links.connect import Switchboard, listen_tcp
@@ -51,10 +52,11 @@ class BareTcp:
     def room(self, numel: int) -> Tensor:
         return torch.zeros(numel)
 
-    def mean(self, x: Tensor) -> None:
+    def mean(self, x: Tensor) -> Tensor:
         self._number += 1
         self._loop.run(self._exchange.reduce(self._mesh.link(self._number), x))
         self._mesh.forget(self._number)
+        return x
 
     def topology(self, nbytes: int) -> str:
         """What ``auto`` takes for that many bytes."""
@@ -69,6 +71,12 @@ class BareTcp:
         self._mesh.close()
 
 
+def rooms(courier: Courier, numel: int) -> tuple[Tensor, Tensor]:
+    """A tensor (float32) in the courier's memory, and where its mean will lie: the same, or apart."""
+    x = courier.allocate(4 * numel).view(torch.float32)
+    return x, courier.allocate(4 * numel).view(torch.float32) if courier.apart else x
+
+
 class ByCourier:
     """What a trainer sees: a tensor in the courier's memory, its mean begun and waited for. ``link`` is tcp or shm."""
 
@@ -76,15 +84,18 @@ class ByCourier:
 
     def __init__(self, team: Team, link: str) -> None:
         self._courier = team.courier(link, link)
-        self._courier.use(0, str(strategies.allreduce()), native=link == "shm")
-        self._step = 0
+        self._courier.use(0, str(strategies.allreduce()), native=self._courier.apart)
+        self._means: dict[int, Tensor] = {}
 
     def room(self, numel: int) -> Tensor:
-        return self._courier.allocate(4 * numel).view(torch.float32)
+        x, mean = rooms(self._courier, numel)
+        self._means[x.data_ptr()] = mean
+        return x
 
-    def mean(self, x: Tensor) -> None:
-        self._step += 1
-        self._courier.mean(0, 0, self._step, x)()
+    def mean(self, x: Tensor) -> Tensor:
+        mean = self._means[x.data_ptr()]
+        self._courier.mean(0, x, mean)()
+        return mean
 
     def close(self) -> None:
         self._courier.close()

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stretto import strategies
 from stretto.bench import team as teams
 from stretto.bench.measure import Spread, spread, take_turns
+from stretto.bench.ours import rooms
 from stretto.bench.peers import Gloo
 from stretto.bench.report import Section, spread_text
 from stretto.bench.team import Team, free_port
@@ -150,11 +151,11 @@ def _step(model: nn.Module, x: Tensor) -> Callable[[], None]:
 
 def _by_courier(team: Team, link: str, sizes: list[int]) -> Callable[[], None]:
     courier = team.courier(f"{link} alone", link)
-    courier.use(0, str(strategies.allreduce()), native=link == "shm")
-    tensors = [courier.allocate(4 * n).view(torch.float32) for n in sizes]
+    courier.use(0, str(strategies.allreduce()), native=courier.apart)
+    pairs = [rooms(courier, n) for n in sizes]
 
     def exchange() -> None:
-        for wait in [courier.mean(0, i, 0, x) for i, x in enumerate(tensors)]:
+        for wait in [courier.mean(0, x, mean, bucket=i, of=len(pairs)) for i, (x, mean) in enumerate(pairs)]:
             wait()
 
     return exchange

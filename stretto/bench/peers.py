@@ -30,8 +30,9 @@ class Gloo:
     def room(self, numel: int) -> Tensor:
         return torch.zeros(numel)
 
-    def mean(self, x: Tensor) -> None:
+    def mean(self, x: Tensor) -> Tensor:
         dist.all_reduce(x)
+        return x
 
     def begin(self, x: Tensor) -> Callable[[], None]:
         """Begin the sum; what is returned waits for it."""
@@ -65,8 +66,9 @@ class OpenMpi:
     def room(self, numel: int) -> Tensor:
         return torch.zeros(numel)
 
-    def mean(self, x: Tensor) -> None:
+    def mean(self, x: Tensor) -> Tensor:
         self._mpi.COMM_WORLD.Allreduce(self._mpi.IN_PLACE, x.numpy())
+        return x
 
     def close(self) -> None:
         self._mpi.Finalize()

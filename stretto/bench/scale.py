@@ -85,16 +85,16 @@ def member(team: Team, ask: dict[str, Any]) -> None:
         before = courier.counted()
         courier.use(0, f"allreduce(topology={topology})", native=False)
         x = courier.allocate(4 * NUMEL).view(torch.float32)
-        step = 0
+        exchanges = 0
 
         def exchange(x: Tensor = x) -> None:
-            nonlocal step
-            step += 1
-            courier.mean(0, 0, step, x)()  # noqa: B023
+            nonlocal exchanges
+            exchanges += 1
+            courier.mean(0, x, x)()  # noqa: B023
 
         seconds = take_turns(team, {topology: exchange}, ROUNDS)[topology]
         after = courier.counted()
-        everyone = team.gather((float(after.connections), (after.sent - before.sent) / step))
+        everyone = team.gather((float(after.connections), (after.sent - before.sent) / exchanges))
         connections, sent = zip(*everyone, strict=True)
         team.tell(
             {

@@ -29,12 +29,13 @@ import numpy as np
 import torch
 
 from stretto.agent import Agent
-from stretto.courier import Courier
+from stretto.courier import Courier, Place
 from stretto.errors import ScriptFailed
 from stretto.launch.environment import Identity
 from stretto.launch.join import arrive
 from stretto.links.memory import Arena, Barrier
 from stretto.membership import Coordinator
+from stretto.session import epoch_of
 
 ROOM: Final = 16
 """Numbers an agent can give at once."""
@@ -93,17 +94,20 @@ class Team:
 
     def agent(self, name: str, link: str) -> Agent:
         """Join as a user's script does; ``name`` is one of the epochs the launcher was asked for."""
-        place = arrive(self._identity(), link, self._seat.coordinators[name], self._seat.secret)
-        return Agent(place, link=place.link)
+        place = self._arrive(name, link)
+        return Agent(place)
 
     def courier(self, name: str, link: str) -> Courier:
         """The same without an agent around it: a courier, and the network measured as ``prepare()`` does."""
-        courier = Courier(arrive(self._identity(), link, self._seat.coordinators[name], self._seat.secret))
+        place = self._arrive(name, link)
+        courier, epoch = Courier(place), epoch_of(place.view)
+        courier.settle_in(epoch, epoch.uids.index(place.seat.uid))
         courier.measure()
         return courier
 
-    def _identity(self) -> Identity:
-        return Identity(rank=self.rank, size=self.size, interface="lo")
+    def _arrive(self, name: str, link: str) -> Place:
+        identity = Identity(rank=self.rank, size=self.size, interface="lo")
+        return arrive(identity, link, self._seat.coordinators[name], self._seat.secret)
 
 
 Work: TypeAlias = Callable[[Team, dict[str, Any]], None]

@@ -52,7 +52,7 @@ from stretto.links.loop import Loop
 from stretto.links.memory import Arena, Board
 from stretto.links.mesh import Mesh
 from stretto.links.tls import make_certificate
-from stretto.membership import Runner
+from stretto.membership import Runner, View
 from stretto.session import Closing, Direct, Order, Session, epoch_of
 from stretto.text import parse
 from stretto.trace import Trace

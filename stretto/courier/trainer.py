@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stretto import errors
-from stretto.core import Epoch
+from stretto.core import Epoch, Network
 from stretto.courier.desk import Desk
 from stretto.courier.direct import Direct
 from stretto.courier.errands import be_courier
@@ -193,6 +193,16 @@ class Courier:
         """``x`` becomes the first agent's ``x``."""
         self._collect(self._run("broadcast", x))
 
+    def spread(self, text: str) -> str | None:
+        """The first agent's ``text``, at all; None at a newcomer, who is not among them yet. 256 bytes at most."""
+        x = self.scratch[:256]
+        raw = text.encode()[:256].ljust(256, b"\0")
+        x.copy_(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
+        closing = self._collect(self._run("broadcast", x))
+        if closing is not None and closing.alone:
+            return None
+        return bytes(x.tolist()).rstrip(b"\0").decode()
+
     def agree(self, about: str, text: str, *, brings: bool = False) -> None:
         """Compare ``text`` among all agents. ``brings``: a newcomer must bring the same.
 
@@ -206,14 +216,23 @@ class Courier:
             x.copy_(torch.frombuffer(bytearray(part), dtype=torch.uint8))
             self._collect(self._run("agree", x, about=about, brings=brings))
 
-    def measure(self) -> None:
+    def measure(self) -> Network:
         """Let the agents measure their network and agree on what it is like."""
-        self._collect(self._run("measure", self._words[:1]))
+        x = self._words[32:48].view(torch.float64)
+        self._collect(self._run("measure", x))
+        return Network(*x.tolist())
 
-    def _collect(self, number: int) -> None:
+    def assume(self, network: Network) -> None:
+        """Let the agents go by what the network was like before. All call it with the same."""
+        x = self._words[32:48].view(torch.float64)
+        x.copy_(torch.tensor([network.delay, network.rate], dtype=torch.float64))
+        self._collect(self._run("assume", x))
+
+    def _collect(self, number: int) -> Closing | None:
         closing = self._wait(number)
         if closing is not None and closing.epoch is not None and self._keeper is not None:
             self._keeper.moved(closing)
+        return closing
 
     def counted(self) -> Counted:
         """Bytes so far."""

@@ -49,6 +49,7 @@ class Shard:
         workers: processes that load samples; tensors need none.
         shuffle: a new permutation each epoch, or the order of the dataset.
         on_batch: called with the agent's share (see :meth:`stretto.ledger.Deal.share`) before each batch is handed out.
+        on_begin: called when a pass begins, before anything is handed out; it may :meth:`adopt`.
         fenced: somebody calls :meth:`committed`. Without, a batch counts as trained by all when it is handed out.
         ledger: what was trained before: the first pass goes on from there, with the batches that were to come.
 
@@ -74,6 +75,7 @@ class Shard:
         workers: int = 0,
         shuffle: bool = True,
         on_batch: Callable[[float], None] | None = None,
+        on_begin: Callable[[], None] = lambda: None,
         fenced: bool = False,
         members: Sequence[int] | None = None,
         ledger: Ledger | None = None,
@@ -92,7 +94,7 @@ class Shard:
         self._next_terms: Terms | None = None
         self._pending: list[Handed] = []
         self._begun = self._stale = False
-        self._workers, self._on_batch, self._fenced = workers, on_batch, fenced
+        self._workers, self._on_batch, self._on_begin, self._fenced = workers, on_batch, on_begin, fenced
         if samples is not None:
             plan(samples, size, batch_size)
         if ledger is not None:
@@ -108,6 +110,7 @@ class Shard:
         if self._begun:
             self.ledger = self._fresh
         self._begun = True
+        self._on_begin()
         self._forget()
         source = source_of(self.dataset, self.ledger, workers=self._workers, rank=self._terms.rank)
         while True:

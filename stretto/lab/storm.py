@@ -28,7 +28,7 @@ _TICK: Final = 0.05
 _RETURN: Final = 60.0
 """Seconds after the storm in which its last victims may come back."""
 _ENDING: Final = 120.0
-"""Seconds that a training may take to begin, or to end after its time."""
+"""Seconds that a training may take to begin, or to end."""
 
 Say = Callable[[str], None]
 
@@ -138,13 +138,13 @@ def _first_commit(fleet: Fleet, trace: Path) -> float:
     raise ScriptFailed(f"the training did not begin; {fleet.last_words()}")
 
 
-def to_the_end(fleet: Fleet) -> None:
-    """Wait until all launchers are done.
+def to_the_end(fleet: Fleet, patience: float = _ENDING) -> None:
+    """Wait until all launchers are done, for so many seconds.
 
     Raises:
         ScriptFailed: one failed, or does not end.
     """
-    ends = time.monotonic() + _ENDING
+    ends = time.monotonic() + patience
     while fleet.running():
         if time.monotonic() > ends:
             raise ScriptFailed(f"the training did not end; {fleet.last_words()}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -19,6 +20,10 @@ from stretto.lab.summary import Summary, summaries
 from stretto.trace import read
 from stretto.workloads.folder import outcomes
 from stretto.workloads.result import Job, Outcome
+
+
+ENDING: Final = 120.0
+"""Seconds that a training may last beyond twice its time."""
 
 
 class Place(Struct, frozen=True, kw_only=True):
@@ -120,7 +125,7 @@ def run(
     say(f"{weather.calm:.0f} s of calm, then {len(schedule)} faults in {weather.seconds:.0f} s")
     with place.lab() as lab, Fleet(lab, command, folder, per_host=place.agents_per_host, environ=env) as fleet:
         played = play(fleet, trace, schedule, calm=weather.calm, seconds=weather.seconds, say=say)
-        to_the_end(fleet)
+        to_the_end(fleet, weather.whole + ENDING)
         return _result(job, place, weather, fleet, trace, played)
 
 

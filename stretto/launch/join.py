@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from stretto.agent import Agent
+from stretto.checkpoint import Keep
 from stretto.core import Epoch
 from stretto.courier import Place
 from stretto.errors import UnknownName, UsageError
@@ -17,6 +18,7 @@ from stretto.launch.environment import LINKS, Identity, read
 from stretto.links import addresses as places
 from stretto.links.connect import listen_tcp, listen_unix
 from stretto.membership import Entry, enter, kept
+from stretto.saving import EVERY, Saver
 from stretto.session import epoch_of
 
 
@@ -35,8 +37,9 @@ def join(*, link: str | None = None, environ: Mapping[str, str] | None = None) -
     link = link or identity.link or "auto"
     if link not in LINKS:
         raise UnknownName("link", link, LINKS)
+    saver = _saver(identity)
     if identity.size == 1 or identity.coordinator is None or identity.secret is None:
-        return Agent()
+        return Agent(saver=saver)
     lifeline = _host_coordinator(identity) if identity.hosts_coordinator else None
     try:
         place = arrive(identity, link, identity.coordinator, identity.secret)
@@ -44,12 +47,18 @@ def join(*, link: str | None = None, environ: Mapping[str, str] | None = None) -
         if lifeline is not None:
             lifeline.close()
         raise
-    return Agent(place, left=lifeline.dismiss if lifeline is not None else lambda: None)
+    return Agent(place, saver=saver, left=lifeline.dismiss if lifeline is not None else lambda: None)
+
+
+def _saver(identity: Identity) -> Saver | None:
+    if identity.checkpoint is None:
+        return None
+    return Saver(identity.checkpoint, identity.checkpoint_every or EVERY, Keep(), _say)
 
 
 def _host_coordinator(identity: Identity) -> Lifeline:
     assert identity.coordinator is not None and identity.secret is not None
-    host, port = places.split(identity.coordinator.split(",")[0])
+    host, port = places.split(identity.coordinator.split(",", 1)[0])
     return start_coordinator(
         identity.size,
         identity.secret,

@@ -1,4 +1,4 @@
-"""Who is in, and what comes next: views and the votes on them, the coordinator, and an agent's way in and part in it."""
+"""Who is in, and what comes next: views and the votes on them, the coordinator, and an agent's way in and part."""
 
 from stretto.membership.entry import Entry, enter
 from stretto.membership.keeping import kept

@@ -25,7 +25,7 @@ class Complaints:
         return pair if all(number - back in views for back in range(IN_A_ROW)) else None
 
     def worse(self, pair: frozenset[int], rank: Callable[[int], int]) -> int:
-        """The one of ``pair`` with more complaints; of equals the one of higher rank. They are kept apart from now on."""
+        """The one of ``pair`` with more complaints; of equals the one of higher rank. They are kept apart."""
         self.apart.add(pair)
         return max(pair, key=lambda uid: (self._of(uid), rank(uid)))
 

@@ -1,4 +1,4 @@
-"""The next view, from the last one and what its members reported: a pure function, so that it can be read and searched."""
+"""The next view, from the last one and what its members reported: a pure function, to be read and searched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drives a :class:`~stretto.membership.views.Views` in a thread of its own: a loop, control connections, timers, a file.
+"""Drives a :class:`~stretto.membership.views.Views` in a thread of its own: loop, control connections, timers, a file.
 
 What others call is put on the loop; what they are told (:class:`Tell`) they are told in the driver's thread.
 """

@@ -1,4 +1,4 @@
-"""What a :class:`~stretto.membership.views.Views` wants done: frozen values, carried out in order by whoever drives it."""
+"""What a :class:`~stretto.membership.views.Views` wants done: values, carried out in order by whoever drives it."""
 
 from __future__ import annotations
 

@@ -152,8 +152,9 @@ class _Visitor:
                     self._places = in_order(message.leader, self._hello.seat.host)
                     break
                 case None if missing is not None:
+                    absent = _agents(missing)
                     raise NetworkError(
-                        f"{self._who} lost the coordinator at {place} while {_agents(missing)} had not come; start again"
+                        f"{self._who} lost the coordinator at {place} while {absent} had not come; start again"
                     )
                 case None:
                     break

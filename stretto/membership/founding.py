@@ -1,4 +1,4 @@
-"""Who has come before the first view: numbers those that have none, and says what is wrong with those that do not fit."""
+"""Who has come before the first view: numbers those that have none, and says what is wrong with who does not fit."""
 
 from __future__ import annotations
 

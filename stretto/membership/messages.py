@@ -1,4 +1,4 @@
-"""What agents, and their coordinator, say to each other to be one run: msgpack of tagged structs, each behind its length (u32).
+"""What agents and their coordinator say to be one run: msgpack of tagged structs, each behind its length (u32).
 
 A length is checked before memory is taken, a message against its type before anybody sees it, and nothing is unpickled.
 """
@@ -42,8 +42,8 @@ class _Wire(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
 class Seat(_Wire, frozen=True, tag="seat"):
     """One process as the others know it. ``addresses`` are for data, ``control`` for what is said here.
 
-    ``uid`` names this life of it, ``label`` the agent's number in the launch (FOUNDER for a coordinator). ``healed``: it
-    has the model; a newcomer gets it first.
+    ``uid`` names this life of it, ``label`` the agent's number in the launch (FOUNDER for a coordinator). ``healed``:
+    it has the model; a newcomer gets it first.
     """
 
     uid: Uid

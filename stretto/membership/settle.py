@@ -2,9 +2,9 @@
 
 Theory of operation. Rounds are sequential at every trainer, and a round that finished at anybody had everybody's part
 in it. So the reports of a view differ by at most one round, and whoever reports a later one has finished all buckets of
-the lowest, unless it has come in after that. If together they have every bucket of the lowest round, those who lack one are given it; else the round is
-redone as a whole among the members of the new view, so that a step is the mean over the samples of those who took part.
-Everybody computes the same from the view alone: nothing is negotiated.
+the lowest, unless it has come in after that. If together they have every bucket of the lowest round, those who lack one
+are given it; else the round is redone as a whole among the members of the new view, so that a step is the mean over the
+samples of those who took part. Everybody computes the same from the view alone: nothing is negotiated.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Theory of operation. View v names its voters; what view v + 1 is, they decide. A proposer's ballot is promised by a
 majority of them, then the view that the highest accepted vote among the promises names (or, where there is none, a
-view of the proposer's own) is accepted by a majority. Two majorities share a voter, so whatever was decided is what every
-later ballot proposes. L. Lamport, "Paxos made simple" (2001), section 2.
+view of the proposer's own) is accepted by a majority. Two majorities share a voter, so whatever was decided is what
+every later ballot proposes. L. Lamport, "Paxos made simple" (2001), section 2.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def majority(voters: Collection[int]) -> int:
 
 @dataclass(slots=True)
 class Proposal:
-    """One ballot of one proposer: the votes and reports it has, then the view it proposes and by whom it was accepted."""
+    """One ballot of one proposer: the votes and reports it has, then the view it proposes and who accepted it."""
 
     base: View
     ballot: Ballot

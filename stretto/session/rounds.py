@@ -9,8 +9,9 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from stretto.core import Epoch
+from stretto.errors import Disagreement
 
-What: TypeAlias = Literal["mean", "broadcast", "agree", "measure"]
+What: TypeAlias = Literal["mean", "broadcast", "agree", "measure", "assume"]
 Cancel: TypeAlias = Callable[[], None]
 
 SPAN = 1 << 15
@@ -83,7 +84,10 @@ class Parts:
 
 @dataclass(slots=True)
 class Round:
-    """A round under way. ``shared``: whose parts are in it, where it was finished in an epoch before this one."""
+    """A round under way. ``shared``: whose parts are in it, where it was finished in an epoch before this one.
+
+    ``verdict``: how agents differ that should not; maybe not all have heard it.
+    """
 
     number: int
     of: int
@@ -94,6 +98,7 @@ class Round:
     shared: Parts | None = None
     donated: bool = False
     direct: bool = False
+    verdict: Disagreement | None = None
 
     @property
     def begun(self) -> bool:

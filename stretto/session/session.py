@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
@@ -156,7 +157,7 @@ class Session:
 
     def donated(self, snapshot: Tensor) -> None:
         """The trainer's state (uint8), as it was before the round under way."""
-        if self._round is None:
+        if self._round is None or not self._round.donated:
             return  # we were out meanwhile
         self._snapshot, self._snapshot_of = snapshot, self._round.number
         if not self._frozen:
@@ -199,6 +200,7 @@ class Session:
         if not self._frozen:
             self._frozen = True
             self._stop()
+            self._pronounce()
             self._take_back()
             self._around.event("frozen", view=self._view.number if self._view else 0)
         r = self._round
@@ -213,6 +215,13 @@ class Session:
             delay=self._network.delay,
             rate=self._network.rate,
         )
+
+    def _pronounce(self) -> None:
+        """Some have gone, having heard how we differ; so have we."""
+        r = self._round
+        if r is not None and r.verdict is not None:
+            for order in r.orders.values():
+                self._trainer.failed(order.number, r.verdict)
 
     def _take_back(self) -> None:
         """From now on the trainer does nothing by itself: what it is in the middle of is a round like any other."""
@@ -242,7 +251,7 @@ class Session:
         self._around.enter(epoch_of(view), rank)
         self._around.measured(self._network)
         if before is not None and any(report.uid == self._me for report in view.reports):
-            self._moves.append((view.entry, view))
+            self._moves = [(last, old) for last, old in self._moves if last < view.entry] + [(view.entry, view)]
             settlement = settle(view)
             if settlement is not None:
                 self._settle(settlement, before)
@@ -267,6 +276,7 @@ class Session:
         if waiting is None:
             return
         waiting.results.clear()
+        waiting.shared, waiting.donated = None, False
         if waiting.fence:
             if waiting.begun:
                 self._around.ready(self.brought)
@@ -322,11 +332,26 @@ class Session:
                 await broadcast(link, x)
                 return x
             case "agree":
-                await agree(link, order.about, _text(order.x))
+                await self._compare(r, link, order)
             case "measure":
                 self._network = await measure(link)
                 self._around.measured(self._network)
+                return torch.tensor([self._network.delay, self._network.rate], dtype=torch.float64)
+            case "assume":
+                self._network = Network(*order.x.tolist())
+                self._around.measured(self._network)
         return order.x
+
+    @staticmethod
+    async def _compare(r: Round, link: Link, order: Order) -> None:
+        """Who learns of a difference may end at once: so nobody does before all have heard."""
+        try:
+            await agree(link, order.about, _text(order.x))
+        except Disagreement as e:
+            r.verdict = e
+            with suppress(PeerLost):
+                await agree(link, "who has heard", "")
+            raise
 
     def _finished(self, r: Round, bucket: int, result: Tensor) -> None:
         if not r.results:
@@ -509,13 +534,16 @@ def epoch_of(view: View) -> Epoch:
 
 
 def entry_of(view: View, uid: int) -> int:
-    """The round in which a newcomer takes part first."""
-    return next((report.round for report in view.reports if report.uid == uid), view.entry)
+    """The first round in which a member takes part, with nothing of its own; 0 for those of the first view."""
+    since = next((report.since for report in view.reports if report.uid == uid), None)
+    if since is not None:
+        return since
+    return 0 if view.number == FIRST else view.entry
 
 
 def _participants(view: View, number: int) -> tuple[int, ...]:
     """Uids of those with a part of their own in round ``number``."""
-    return tuple(s.uid for s in view.seats if s.healed or entry_of(view, s.uid) < number)
+    return tuple(s.uid for s in view.seats if entry_of(view, s.uid) < number)
 
 
 def _parts(view: View, number: int) -> Parts:

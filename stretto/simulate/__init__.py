@@ -2,7 +2,22 @@
 
 from stretto.simulate.faults import MIXES, Fault
 from stretto.simulate.promises import Broken
-from stretto.simulate.storm import Break, breaks, play, schedule
+from stretto.simulate.storm import Break, Setting, Tally, examine, listed, merged, play, schedule, storm, trace
 from stretto.simulate.world import World
 
-__all__ = ["MIXES", "Break", "Broken", "Fault", "World", "breaks", "play", "schedule"]
+__all__ = [
+    "MIXES",
+    "Break",
+    "Broken",
+    "Fault",
+    "Setting",
+    "Tally",
+    "World",
+    "examine",
+    "listed",
+    "merged",
+    "play",
+    "schedule",
+    "storm",
+    "trace",
+]

@@ -47,7 +47,7 @@ LINGER = 1.0
 
 
 class Agent:
-    """An agent's process, or the coordinator's. ``number``: of the view that its session is in.
+    """An agent's process, or the coordinator's. ``number``: of the view that its session is in; ``healed``: so is it.
 
     ``places``: what it applied (a place in the record) by round, since it was healed last.
     """
@@ -58,7 +58,7 @@ class Agent:
         self.views: Views | None = None
         self.trainer: Trainer | None = None
         self.number = 0
-        self.out = False
+        self.out = self.healed = False
         self.places: dict[int, str] = {}
         self.tries = 0
         self.sent = 0
@@ -193,10 +193,11 @@ class Agent:
     def _install(self, view: View) -> None:
         self.world.promises.check_install(self, view)
         self.number, self.out = view.number, False
+        self.healed = next(seat.healed for seat in view.seats if seat.uid == self.uid)
         self._session.install(view)
 
     def _go_out(self) -> None:
-        self.out = True
+        self.out, self.healed = True, False
         self.places.clear()
         self._session.out()
 
@@ -252,6 +253,7 @@ class Agent:
         return {}
 
     def event(self, name: str, **fields: Any) -> None:
+        self.healed |= name == "healed"
         if self.world.log is not None:
             self.world.say(f"{self} session: {name} {fields}")
 

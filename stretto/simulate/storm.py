@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
+
+import torch
 
 from stretto.core import Strategy
+from stretto.errors import UnknownName
 from stretto.simulate.faults import Fault, draw
 from stretto.simulate.world import World
+from stretto.text import names, parse
 
-SPAN = 4.0
+SPAN: Final = 4.0
 """Seconds of a run in which most faults strike; without any it takes about as long."""
+_LOT: Final = 25
+"""Seeds that a process takes at a time; it collects its garbage after them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is drawn from: the mix of faults, and the least and most agents."""
+
+    mix: str = "storm"
+    fewest: int = 1
+    most: int = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,20 +39,46 @@ class Break:
     """A broken promise: why, and the fewest faults that break it."""
 
     seed: int
+    strategy: str
     agents: int
     why: str
-    faults: tuple[Fault, ...]
-
-    def __str__(self) -> str:
-        lines = [f"seed {self.seed}, {self.agents} agents: {self.why}", *(f"  {fault}" for fault in self.faults)]
-        return "\n".join(lines)
+    faults: tuple[str, ...]
 
 
-def schedule(seed: int, mix: str, agents: range) -> tuple[int, tuple[Fault, ...]]:
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What became of some runs of one strategy.
+
+    ``ended``: in how many the training came to its end; in the others all that had the model died, or a majority left.
+    ``torn``: agents that left in mid-change of a view and have one step more than the others.
+    """
+
+    strategy: str
+    runs: int
+    ended: int
+    steps: int
+    faults: dict[str, int]
+    torn: int
+    breaks: tuple[Break, ...]
+
+
+def listed() -> list[Strategy]:
+    """Every strategy by its name, with every topology that is a graph where it takes one."""
+    found = []
+    for name in names("strategy"):
+        texts = [f"{name}(topology={topology})" for topology in names("topology") if topology != "native"]
+        try:
+            found += [parse(text, "strategy") for text in texts]
+        except UnknownName:
+            found.append(parse(name, "strategy"))
+    return found
+
+
+def schedule(seed: int, setting: Setting) -> tuple[int, tuple[Fault, ...]]:
     """How many agents, and what happens to them."""
     rng = random.Random(seed ^ 0x5EED)
-    size = rng.choice(agents)
-    return size, draw(rng, mix, size, SPAN)
+    size = rng.choice(range(setting.fewest, setting.most + 1))
+    return size, draw(rng, setting.mix, size, SPAN)
 
 
 def play(
@@ -68,19 +114,93 @@ def shrink(seed: int, strategy: Strategy, size: int, faults: tuple[Fault, ...]) 
     return faults
 
 
-def examine(seed: int, strategy: Strategy, mix: str, agents: range) -> Break | World:
-    """One seed: how it broke, or the run as it ended."""
-    size, faults = schedule(seed, mix, agents)
+def examine(seeds: range, strategy: Strategy, setting: Setting) -> Tally:
+    """These seeds, one after another."""
+    ended = steps = torn = 0
+    struck: Counter[str] = Counter()
+    breaks = []
+    with _without_collecting():
+        for seed in seeds:
+            size, faults = schedule(seed, setting)
+            struck.update(fault.kind for fault in faults)
+            try:
+                world = play(seed, strategy, size, faults)
+            except Exception as e:
+                breaks.append(_broken(seed, strategy, size, faults, e))
+                continue
+            ended, steps, torn = ended + world.completed, steps + world.steps, torn + world.torn
+    return Tally(str(strategy), len(seeds), ended, steps, dict(struck), torn, tuple(breaks))
+
+
+def _broken(seed: int, strategy: Strategy, size: int, faults: tuple[Fault, ...], error: Exception) -> Break:
+    least = shrink(seed, strategy, size, faults)
+    error = attempt(seed, strategy, size, least) or error
+    return Break(seed, str(strategy), size, f"{type(error).__name__}: {error}", tuple(map(str, least)))
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """A run leaves nothing but cycles, and looking for them all the time costs a fifth of it."""
+    was = gc.isenabled()
+    gc.disable()
     try:
-        return play(seed, strategy, size, faults)
+        yield
+    finally:
+        if was:
+            gc.enable()
+        gc.collect()
+
+
+def storm(
+    strategies: Sequence[Strategy], seeds: range, setting: Setting, jobs: int = 1
+) -> Iterator[Tally]:
+    """All seeds, dealt to the strategies in lots and to ``jobs`` processes; a tally a lot, as they come."""
+    lots = [range(at, min(at + _LOT, seeds.stop)) for at in range(seeds.start, seeds.stop, _LOT)]
+    work = [(lot, strategies[i % len(strategies)], setting) for i, lot in enumerate(lots)]
+    if jobs == 1:
+        yield from map(_lot, work)
+        return
+    gc.freeze()
+    with multiprocessing.get_context("fork").Pool(jobs, torch.set_num_threads, (1,)) as pool:
+        yield from pool.imap_unordered(_lot, work)
+
+
+def _lot(work: tuple[range, Strategy, Setting]) -> Tally:
+    return examine(*work)
+
+
+def trace(seed: int, strategy: Strategy, setting: Setting, say: Callable[[str], None]) -> Exception | None:
+    """Play one seed event by event, its faults shrunk where it breaks a promise."""
+    size, faults = schedule(seed, setting)
+    if attempt(seed, strategy, size, faults) is not None:
+        faults = shrink(seed, strategy, size, faults)
+    for fault in faults:
+        say(str(fault))
+    try:
+        play(seed, strategy, size, faults, say)
     except Exception as e:
-        least = shrink(seed, strategy, size, faults)
-        error = attempt(seed, strategy, size, least) or e
-        return Break(seed, size, f"{type(error).__name__}: {error}", least)
+        return e
+    return None
 
 
-def breaks(seeds: range, strategy: Strategy, mix: str, agents: range) -> Iterator[Break]:
-    for seed in seeds:
-        found = examine(seed, strategy, mix, agents)
-        if isinstance(found, Break):
-            yield found
+def merged(tallies: Sequence[Tally]) -> list[Tally]:
+    """One for each strategy."""
+    by: dict[str, list[Tally]] = {}
+    for tally in tallies:
+        by.setdefault(tally.strategy, []).append(tally)
+    return [_sum(text, of) for text, of in sorted(by.items())]
+
+
+def _sum(strategy: str, tallies: list[Tally]) -> Tally:
+    faults: Counter[str] = Counter()
+    for tally in tallies:
+        faults.update(tally.faults)
+    return Tally(
+        strategy,
+        sum(t.runs for t in tallies),
+        sum(t.ended for t in tallies),
+        sum(t.steps for t in tallies),
+        dict(sorted(faults.items())),
+        sum(t.torn for t in tallies),
+        tuple(sorted((b for t in tallies for b in t.breaks), key=lambda b: b.seed)),
+    )

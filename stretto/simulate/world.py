@@ -45,6 +45,7 @@ class World:
         self.agents: list[Agent] = []
         self.by_uid: dict[int, Agent] = {}
         self.steps = self.torn = 0
+        self.completed = False
         self._by_label: dict[int, Agent] = {}
         self._disk: dict[int, Vote | None] = {}
         self._falls: dict[int, int] = {}
@@ -147,10 +148,8 @@ class World:
         struck = [self._by_label[label] for label in fault.who]
         agent = struck[0]
         match fault.kind:
-            case "kill":
-                self._die(agent)
-            case "power":
-                self._die(agent, dark=True)
+            case "kill" | "power" if agent.alive:
+                self._die(agent, dark=fault.kind == "power")
             case "restart":
                 self._start_again(agent.label)
             case "leave" if agent.trainer is not None:
@@ -213,7 +212,7 @@ class World:
 
     def _judge_leavers(self, way: list[str]) -> None:
         """Who left before stands where the others stood; one step beside it where it left in mid-change of a view."""
-        self.steps = len(way) - 1
+        self.steps, self.completed = len(way) - 1, True
         for agent in self.agents:
             if agent.finished and agent.trainer is not None and agent.trainer.place not in ("", *way):
                 self.torn += 1
@@ -228,6 +227,6 @@ class World:
         last = max(views, key=lambda view: view.number)
         votes = {vote.uid for label, vote in self._disk.items() if vote is not None and self._by_label[label].alive}
         here = [uid for uid in last.voters if self.by_uid[uid].alive or uid in votes]
-        model = [a for a in self.agents if a.alive and a.trainer is not None and a.trainer.place and not a.out]
+        model = [a for a in self.agents if a.alive and a.healed]
         left = [uid for uid in last.voters if uid in self.promises.leavers]
         return len(here) >= majority(last.voters) and bool(model) and not left

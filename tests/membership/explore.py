@@ -3,9 +3,9 @@
 Theory of operation. A world holds a coordinator, its agents and what is between them: control connections that keep the
 order of messages, and lose them, break, cross and fall silent. Every agent has a toy of a courier, which goes through
 rounds of two buckets and knows from whom a finished bucket came. A schedule is a list of faults, drawn from the seed
-beforehand, so that a break can be shrunk: faults are left out one by one as long as it still breaks. After every event
-the invariants are checked (:meth:`World.check_install`); when the faults are over and all that crashed is started again,
-a view with everybody must come.
+beforehand, so that a break can be shrunk: faults are left out one by one as long as it still breaks. Whenever a view is
+installed the invariants are checked (:meth:`World.check_install`); when the faults are over and all that crashed is
+started again, a view with everybody must come.
 """
 
 from __future__ import annotations
@@ -259,34 +259,41 @@ class World:
         for effect in effects:
             if self.log is not None and not isinstance(effect, Timer | Save):
                 self.log(f"{self.now:8.3f} {name(node)}    -> {type(effect).__name__} {shown(effect)}")
-            match effect:
-                case Send(uid, message):
-                    self.send(node, uid, message)
-                case Dial(seat):
-                    self.connect(node, seat.uid)
-                case Knock():
-                    self.knock(node)
-                case Drop(uid):
-                    self.hang_up(node, uid)
-                case Timer(what, seconds):
-                    self.on(node, lambda what=what: self.event(node, "timer", what), seconds)
-                case Save(vote):
-                    self.save(node, vote)
-                case Freeze(number):
-                    self.freeze(node, number)
-                case Hold():
-                    node.courier.hold = True
-                case Install(view):
-                    self.install(node, view)
-                case Out():
-                    node.courier.out, node.courier.healed, node.courier.frozen = True, False, True
-                    self.on(node, lambda: self.come_in(node), 0.5)
-                case Deny():
-                    self.die(node)
-                case Say(text):
-                    node.said.append(text)
-                case _:
-                    pass
+            self.carry_out(node, effect)
+
+    def carry_out(self, node: Node, effect: Effect) -> None:
+        match effect:
+            case Send(uid, message):
+                self.send(node, uid, message)
+            case Dial(seat):
+                self.connect(node, seat.uid)
+            case Knock():
+                self.knock(node)
+            case Drop(uid):
+                self.hang_up(node, uid)
+            case Timer(what, seconds):
+                self.on(node, lambda: self.event(node, "timer", what), seconds)
+            case Save(vote):
+                self.save(node, vote)
+            case Deny():
+                self.die(node)
+            case Say(text):
+                node.said.append(text)
+            case _:
+                self.tell(node, effect)
+
+    def tell(self, node: Node, effect: Effect) -> None:
+        """What the courier is told."""
+        match effect:
+            case Freeze(number):
+                self.freeze(node, number)
+            case Hold():
+                node.courier.hold = True
+            case Install(view):
+                self.install(node, view)
+            case Out():
+                node.courier.out, node.courier.healed, node.courier.frozen = True, False, True
+                self.on(node, lambda: self.come_in(node), 0.5)
 
     def save(self, node: Node, vote: Vote | None) -> None:
         self.disk[node.label] = vote
@@ -332,7 +339,9 @@ class World:
             if not wire.up or not self.current(wire):
                 return
             if not self.together(*wire.ends):
-                self.on(other, arrive, 0.1)
+                self.on(
+                    other, arrive, (int(10 * self.now + 1e-6) + 1) / 10 - self.now
+                )  # at the same instant for all that wait: in order
             else:
                 call()
 

@@ -43,7 +43,7 @@ class Play:
 
     def paragraph(self, text: str) -> str:
         """The paragraph with what its commands give now."""
-        asked = text.split("\n----")[0].strip("\n")
+        asked = text.partition("\n----")[0].strip("\n")
         self._lines = []
         for line in asked.splitlines():
             if not line.startswith("#"):
@@ -104,9 +104,7 @@ class Play:
         if isinstance(message, Decide):
             mine = next((seat for seat in message.view.seats if seat.uid == self._uid(name)), self._seat(name))
             vote = self._disk.get(mine.label) if mine.uid not in message.view.voters else None
-            self._views[name] = Views.agent(
-                mine, message.view, self._uid(head), vote=vote, min_agents=self._min_agents
-            )
+            self._views[name] = Views.agent(mine, message.view, self._uid(head), vote=vote, min_agents=self._min_agents)
             self._do(name, self._views[name].begin())
 
     def _to(self, name: str, kind: str, *what: object) -> None:

@@ -21,8 +21,14 @@ _PAUSE: Final = 0.5
 
 
 def connect(place: Place, seal: Seal) -> Etcd:
-    """The store at the servers of ``place``, which are asked for nothing yet."""
-    return Etcd(Gateway(place.servers), place.path, seal)
+    """The store at the servers of ``place``.
+
+    Raises:
+        NetworkError: none of them answers.
+    """
+    gateway = Gateway(place.servers)
+    gateway.ask("maintenance/status")
+    return Etcd(gateway, place.path, seal)
 
 
 class Etcd:

@@ -87,7 +87,6 @@ def open_store(address: str, secret: str) -> Store:
 
     Raises:
         UsageError: the address is none, or the library that speaks to this store is not installed.
-        Refused: another run, with another secret, is there.
         NetworkError: it does not answer.
     """
     place = parse(address)
@@ -97,11 +96,6 @@ def open_store(address: str, secret: str) -> Store:
     except ImportError as e:
         raise UsageError(f"{place.scheme}:// needs {e.name}; install it with: pip install 'stretto[{extra}]'") from e
     store: Store = module.connect(place, Seal(secret, place))
-    try:
-        store.latest()
-    except BaseException:
-        store.close()
-        raise
     return store
 
 

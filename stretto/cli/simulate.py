@@ -1,0 +1,152 @@
+"""``stretto simulate``: thousands of runs in virtual time while everything goes wrong, and what they kept of the promises."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import click
+import msgspec
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from stretto import text
+from stretto.cli import options, output
+from stretto.core import Strategy
+from stretto.errors import StrettoError, UnknownName, UsageError
+from stretto.simulate import MIXES, Break, Setting, Tally, listed, merged, storm, trace
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """``per_minute``: runs, all jobs together. ``rows``: one for each strategy."""
+
+    command: str
+    faults: str
+    runs: int
+    seconds: float
+    per_minute: float
+    rows: tuple[Tally, ...]
+
+    @property
+    def breaks(self) -> list[Break]:
+        return [b for row in self.rows for b in row.breaks]
+
+
+@click.command()
+@click.option("--faults", default="storm", show_default=True, help=f"What goes wrong: {', '.join(MIXES)}.")
+@click.option("--seeds", default=1000, show_default=True, help="How many runs, from --seed on.")
+@click.option("--strategy", help="How the agents synchronise. [default: every one, along every topology, in turn]")
+@click.option("--agents", default="1..5", show_default=True, help="Least and most of them.")
+@click.option("--seed", default=0, show_default=True, help="The first one.")
+@click.option("--trace", "traced", is_flag=True, help="Play the one run of --seed, event by event.")
+@click.option("--jobs", type=int, help="Processes. [default: one a core]")
+@options.json
+def simulate(
+    faults: str,
+    seeds: int,
+    strategy: str | None,
+    agents: str,
+    seed: int,
+    traced: bool,
+    jobs: int | None,
+    json: str | None,
+) -> None:
+    """Train in simulated runs, and kill, cut off, stop and mislead the agents meanwhile.
+
+    Membership, sessions, exchanges and ledger are the real ones; the network, the clock and the model are simulated.
+    A run that breaks a promise is shrunk to the fewest faults that still break it.
+    """
+    import stretto.strategies  # noqa: F401, PLC0415  registers their names
+
+    output.check_json(json)
+    setting = _setting(faults, agents)
+    chosen = listed() if strategy is None else [text.parse(strategy, "strategy")]
+    console = output.console(json)
+    if traced:
+        if len(chosen) > 1:
+            raise UsageError("--trace plays one run: say of which --strategy, for example 'allreduce(topology=ring)'")
+        _trace(console, seed, chosen[0], setting)
+        return
+    if seeds < 1 or (jobs is not None and jobs < 1):
+        raise UsageError("give --seeds and --jobs 1 or more")
+    command = f"stretto simulate --faults {faults} --seeds {seeds} --agents {agents} --seed {seed}"
+    command += f" --strategy '{strategy}'" if strategy else ""
+    begun = time.monotonic()
+    tallies = []
+    with Live(console=console, transient=True) as live:
+        work = storm(chosen, range(seed, seed + seeds), setting, jobs or len(os.sched_getaffinity(0)))
+        for tally in work:
+            tallies.append(tally)
+            live.update(_progress(tallies, seeds, time.monotonic() - begun))
+    seconds = time.monotonic() - begun
+    result = Result(
+        command=command,
+        faults=faults,
+        runs=seeds,
+        seconds=round(seconds, 2),
+        per_minute=round(60 * seeds / seconds),
+        rows=tuple(merged(tallies)),
+    )
+    show(console, result)
+    output.write_json(json, result)
+    if result.breaks:
+        worst = result.breaks[0]
+        raise StrettoError(
+            f"a promise is broken in {len(result.breaks)} of {seeds} runs; look at one with: stretto simulate --faults "
+            f"{faults} --agents {agents} --strategy '{worst.strategy}' --seed {worst.seed} --trace"
+        )
+
+
+def _setting(faults: str, agents: str) -> Setting:
+    if faults not in MIXES:
+        raise UnknownName("choice of --faults", faults, MIXES)
+    least, _, most = agents.partition("..")
+    try:
+        setting = Setting(faults, int(least), int(most or least))
+    except ValueError:
+        raise UsageError(f"--agents {agents}: write a number, or two with two dots between, for example 3..5") from None
+    if not 1 <= setting.fewest <= setting.most:
+        raise UsageError(f"--agents {agents}: give at least 1, and the smaller number first")
+    return setting
+
+
+def _trace(console: Console, seed: int, strategy: Strategy, setting: Setting) -> None:
+    say = output.printer(console)
+    say(f"seed {seed}, {strategy}")
+    error = trace(seed, strategy, setting, say)
+    if error is not None:
+        raise StrettoError(f"{type(error).__name__}: {error}")
+    say("all promises were kept")
+
+
+def _progress(tallies: list[Tally], seeds: int, seconds: float) -> Text:
+    done, broken = sum(t.runs for t in tallies), sum(len(t.breaks) for t in tallies)
+    return Text(f"{done:,} of {seeds:,} runs, {60 * done / seconds:,.0f} a minute; {broken} broken promises")
+
+
+def show(console: Console, result: Result) -> None:
+    """The result as a table, and every break with its schedule."""
+    drawn = Table(box=None, pad_edge=False)
+    for name in HEADERS:
+        drawn.add_column(name, justify="left" if name == HEADERS[0] else "right")
+    for row in rows(result):
+        drawn.add_row(*row)
+    console.print(drawn)
+    for found in result.breaks[:10]:
+        console.print(f"seed {found.seed}, {found.agents} agents, {found.strategy}: {found.why}", markup=False)
+        for fault in found.faults:
+            console.print(f"  {fault}", markup=False)
+    console.print(f"{result.runs:,} runs in {result.seconds:,.0f} s: {result.per_minute:,.0f} a minute")
+
+
+HEADERS = ("strategy", "runs", "faults", "ended", "steps", "torn leaves", "broken")
+
+
+def rows(result: Result) -> Iterator[tuple[str, ...]]:
+    for t in result.rows:
+        struck = sum(t.faults.values())
+        numbers = (t.runs, struck, t.ended, t.steps, t.torn, len(t.breaks))
+        yield (t.strategy, *(f"{n:,}" for n in numbers))
