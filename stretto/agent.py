@@ -30,6 +30,8 @@ from stretto.data import Shard
 from stretto.errors import UsageError
 from stretto.exchanges import AllReduce
 from stretto.gradients import BufferRule, Gradients, Wait
+from stretto.ledger import shares_of
+from stretto.pace import Pace
 from stretto.saving import EVERY, Saver, replay
 from stretto.session import Closing, epoch_of
 from stretto.text import coerce
@@ -37,6 +39,8 @@ from stretto.topologies import Auto, Native
 from stretto.trace import Trace
 
 _NUMBERS = -1
+_FINEST = 16
+"""The fastest agent's share: finer differences of speed than a sixteenth are taken for noise."""
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MODELS: Final = "the models given to prepare()"
 
@@ -101,6 +105,7 @@ class Agent:
         self._models: list[nn.Module] = []
         self._stateful: list[Stateful] = []
         self._shards: list[Shard] = []
+        self._paces: dict[int, Pace] = {}
         self._fence = True
         self._in_fence = False
         self._begin = time.monotonic()
@@ -156,20 +161,37 @@ class Agent:
         return objects[0] if len(objects) == 1 else objects
 
     def shard(
-        self, dataset: Any, batch_size: int, epochs: int = 1, seed: int = 0, *, workers: int = 0, shuffle: bool = True
+        self,
+        dataset: Any,
+        batch_size: int,
+        epochs: int = 1,
+        seed: int = 0,
+        *,
+        workers: int = 0,
+        shuffle: bool = True,
+        balance: bool = False,
     ) -> Shard:
         """This agent's batches of ``dataset``: every sample once an epoch over all agents; see :mod:`stretto.data`.
 
         ``batch_size`` is one agent's. Where agents' batches differ in size, gradients are weighted so that their mean
         is the exact mean over samples. Who comes and goes meanwhile changes who trains what, and nothing else.
 
+        Args:
+            balance: from the second epoch on, and after each epoch anew, give faster agents more of each step's
+                samples, in proportion to the speed that all have measured of themselves. (Who gets what then depends on
+                the clock, so two runs are no longer the same to the bit.)
+
         Raises:
             UsageError: fewer samples than agents, or no dataset.
         """
 
+        pace = Pace() if balance and self._courier is not None else None
+
         def drawn(share: float) -> None:
             self._fence = True
             self.weigh(share)
+            if pace is not None and self._courier is not None:
+                pace.drawn(share, self._courier.waited)
             if self._saver is not None and (self._saver.wanted or (self._courier is None and self._saver.due())):
                 self._save()
 
@@ -188,6 +210,8 @@ class Agent:
             members=self.epoch.uids,
         )
         self._shards.append(shard)
+        if pace is not None:
+            self._paces[id(shard)] = pace
         self._fence = False
         return shard
 
@@ -335,9 +359,29 @@ class Agent:
             self._saver.wanted = True
         if self._in_fence:
             self.steps += 1
+            before = [shard.ledger.epoch for shard in self._shards]
             for shard in self._shards:
                 shard.committed(closing.contributors)
+            self.moved(closing)
+            for shard, epoch in zip(self._shards, before, strict=True):
+                if shard.ledger.epoch > epoch and id(shard) in self._paces:
+                    self._balance(shard, self._paces[id(shard)])
+            return
         self.moved(closing)
+
+    def _balance(self, shard: Shard, pace: Pace) -> None:
+        """An epoch has ended: compare speeds, and deal the next one by them."""
+        assert self._courier is not None
+        x, mean = self._courier.scratch[: 16 * self.size].view(torch.float64).view(2, self.size)
+        x.zero_()
+        x[self.rank] = pace.speed * self.size
+        closing = self._courier.mean(_NUMBERS, x, mean)()
+        if closing is not None and closing.epoch is not None:
+            self.moved(closing)  # other members: equal shares until the next epoch
+            return
+        shares = shares_of(mean.tolist(), _FINEST)
+        shard.enter(None, self.rank, self.size, shares, members=self.epoch.uids)
+        self.trace.event("shares", shares=shares)
 
     def moved(self, closing: Closing) -> None:
         """A round has ended, and maybe an epoch with it: then who is with us, and who trains what, changes now."""
