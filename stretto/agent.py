@@ -12,6 +12,7 @@ import atexit
 import hashlib
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ class Agent:
         self.trace.event("join", epoch=self.epoch.number, agents=self.size, hosts=self.epoch.hosts, link=self.link)
         self._courier = Courier(place) if place else None
         self._groups: list[Gradients] = []
+        self._turns: deque[Gradients] = deque()
         self._models: list[nn.Module] = []
         self._stateful: list[Stateful] = []
         self._shards: list[Shard] = []
@@ -155,6 +157,7 @@ class Agent:
                     leads=lambda: self.rank == 0,
                     buffers=buffers,
                     apart=self._courier.apart,
+                    turns=self._turns,
                 )
             )
         self.trace.event("prepare", strategy=str(chosen), buffers=buffers, digest=self.digest())
@@ -327,11 +330,11 @@ class Agent:
     def take_over(self, memory: Tensor) -> None:
         """Become what another agent's snapshot says."""
         tree = state.unpack(memory)
-        self._become(tree)
+        self._become(tree, join=True)
         if self._saver is not None and tree["run"]:
             self._saver.join(tree["run"])
 
-    def _become(self, tree: dict[str, Any]) -> None:
+    def _become(self, tree: dict[str, Any], *, join: bool = False) -> None:
         for model, found in zip(self._models, tree["models"], strict=True):
             model.load_state_dict(found)
         for part, found in zip(self._stateful, tree["stateful"], strict=True):
@@ -339,7 +342,7 @@ class Agent:
         self.steps = tree["steps"]
         self._network = Network(*tree["network"])
         for shard, found in zip(self._shards, tree["shards"], strict=False):
-            shard.adopt(found)
+            shard.adopt(found, join=join)
 
     def _tree(self) -> dict[str, Any]:
         return {

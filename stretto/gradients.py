@@ -17,6 +17,7 @@ of anybody's reaches all in the same round.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,6 +173,7 @@ class Gradients:
         closed: told how a round ended, before its means are put in place, and whether anybody wished.
         wishes: do we wish, this round?
         leads: is this agent the one whose buffers all others take (rule ``"broadcast"``)?
+        turns: where backward reaches several of us, whose exchange is under way and who comes next.
     """
 
     def __init__(
@@ -185,7 +187,9 @@ class Gradients:
         leads: Callable[[], bool] = lambda: True,
         buffers: BufferRule = "mean",
         apart: bool = False,
+        turns: deque[Gradients] | None = None,
     ) -> None:
+        self._turns = deque() if turns is None else turns
         self._send, self._closed, self._wishes, self._leads, self._rule = send, closed, wishes, leads, buffers
         parameters = list({id(p): p for m in models for p in m.parameters() if p.requires_grad}.values())
         self._buffers = list({id(b): b for m in models for b in m.buffers() if b.is_floating_point()}.values())
@@ -214,9 +218,10 @@ class Gradients:
                 return
             if not self._running:
                 self._running = True
+                self._turns.append(self)
                 torch.autograd.Variable._execution_engine.queue_callback(self.finish)
             bucket.take(place)
-            if not bucket.missing:
+            if not bucket.missing and self._turns[0] is self:
                 self._launch(everything=False)
 
         return arrived
@@ -259,6 +264,7 @@ class Gradients:
                         self._alight(passengers)
         finally:
             self._running, self._next = False, 0
+            self._turns.popleft()
             self._waits.clear()
 
     def _board(self, passengers: Tensor) -> None:

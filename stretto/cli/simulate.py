@@ -142,11 +142,13 @@ def show(console: Console, result: Result) -> None:
     console.print(f"{result.runs:,} runs in {result.seconds:,.0f} s: {result.per_minute:,.0f} a minute")
 
 
-HEADERS = ("strategy", "runs", "faults", "ended", "steps", "torn leaves", "broken")
+HEADERS = ("strategy", "runs", "faults", "steps", "ended", "impossible", "torn leaves", "broken")
 
 
 def rows(result: Result) -> Iterator[tuple[str, ...]]:
+    """``impossible``: nobody who lived had the model, or too few were left to vote."""
     for t in result.rows:
-        struck = sum(t.faults.values())
-        numbers = (t.runs, struck, t.ended, t.steps, t.torn, len(t.breaks))
+        ended, struck = t.outcomes.get("ended", 0), sum(t.faults.values())
+        others = sum(t.outcomes.values()) - ended
+        numbers = (t.runs, struck, t.steps, ended, others, t.torn, len(t.breaks))
         yield (t.strategy, *(f"{n:,}" for n in numbers))

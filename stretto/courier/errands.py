@@ -347,12 +347,12 @@ class _Around:
         self.mesh.enter(epoch, rank)
 
     def _end_writers(self, epoch: Epoch) -> None:
-        """Those who are out could write into the memory of those who are in, if they ran again: end them."""
+        """Couriers of those who are out could write into the memory of those who are in, if they ran again: end them."""
         for rank, member in enumerate(self._sharers):
-            if self._board is not None and member.uid not in epoch.uids:
-                for pid in (member.pid, self._board.courier_of(rank)):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+            pid = self._board.courier_of(rank) if self._board is not None and member.uid not in epoch.uids else 0
+            if pid:  # (0 would be all of us)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self._sharers = ()
 
     def abandon(self) -> None:

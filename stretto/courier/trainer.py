@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -94,6 +95,8 @@ class Courier:
         theirs.close()
         place.close()
         self._socket = ours
+        self._hangs_up = select.poll()
+        self._hangs_up.register(ours, 0)
         self.scratch = self.allocate(SCRATCH)
         self._words = self.allocate(64)
 
@@ -106,7 +109,7 @@ class Courier:
         arena = self._allocate(nbytes)
         self._common.append(arena)
         if self._board is not None:
-            self._board.register(self._common)
+            self._board.register(self._common, self._pid)
         return arena.bytes[:nbytes]
 
     def _allocate(self, nbytes: int) -> Arena:
@@ -142,14 +145,18 @@ class Courier:
         if closing is not None and (closing.epoch is not None or closing.alone):
             return closing
         arena = mine or Arena.open(*where.tolist())
-        board = Board(arena, rank, epoch.size, lambda: self._desk.frozen)
-        board.register(self._common)
+        board = Board(arena, rank, epoch.size, self._is_over)
+        board.register(self._common, self._pid)
         self._tell(Serve(*where.tolist(), rank, epoch.size))
         closing = self._wait(self._run("broadcast", self._words[:8]))  # everybody is registered
         if closing is not None and (closing.epoch is not None or closing.alone):
             return closing
         self._board = board
         return None
+
+    def _is_over(self) -> bool:
+        """Has our courier frozen the epoch, or ended?"""
+        return self._desk.frozen or bool(self._hangs_up.poll(0))
 
     def mean(self, group: int, x: Tensor, out: Tensor, *, bucket: int = 0, of: int = 1, fence: bool = False) -> Wait:
         """Begin ``out`` = average of ``x`` (1-d, from :meth:`allocate`), one of a round's ``of`` buckets.

@@ -17,6 +17,7 @@ saved is handed out again.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -165,12 +166,14 @@ class Shard:
 
     def state(self) -> Any:
         """How this shard stands, in plain values; the same at all agents between the same two steps."""
-        return msgspec.to_builtins(Standing(self.ledger, tuple(self._pending)))
+        terms = self._terms
+        return msgspec.to_builtins(Standing(self.ledger, tuple(self._pending), terms.batch_size, terms.epochs))
 
-    def adopt(self, state: Any) -> None:
+    def adopt(self, state: Any, *, join: bool = False) -> None:
         """Stand as another agent's shard does: what is pending there is pending here. Own batches are forgotten.
 
-        The terms stay as they are: a newcomer's begin with :meth:`enter`.
+        ``join``: we become one of those, so batch size and epochs are theirs, too. (Who resumes a run may ask for
+        others.) Our rank stays as it is: a newcomer's begins with :meth:`enter`.
 
         Raises:
             Disagreement: it is of other data.
@@ -180,6 +183,8 @@ class Shard:
             standing = msgspec.convert(state, Standing)
         except msgspec.ValidationError as e:
             raise DataError(f"the state of a shard is damaged: {e}; take it from another agent or checkpoint") from e
+        if join and standing.batch_size:
+            self._terms = replace(self._terms, batch_size=standing.batch_size, epochs=standing.epochs)
         self._become(standing)
 
     def position(self) -> Position:

@@ -16,7 +16,9 @@ class Handed(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Standing(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is committed, and what is pending."""
+    """What is committed, and what is pending; samples of an agent and step, and epochs (0: not said)."""
 
     ledger: Ledger
     pending: tuple[Handed, ...] = ()
+    batch_size: int = 0
+    epochs: int = 0

@@ -220,15 +220,16 @@ class Board:
         return PeerLost(f"the epoch of agent {self.rank} is over") if self._frozen or self._ended() else None
 
     def courier_of(self, rank: int) -> int:
-        """The process that writes into everybody's memory for this agent; 0 before it has begun to."""
+        """The process that writes into everybody's memory for this agent; 0 before it may."""
         return int(self._pids[rank])
 
-    def register(self, arenas: Sequence[Arena]) -> None:
-        """Our memory, in the order in which all register theirs, before they use it.
+    def register(self, arenas: Sequence[Arena], courier: int = 0) -> None:
+        """Our memory, in the order in which all register theirs, before they use it; process ``courier`` will serve it.
 
         Raises:
             UsageError: these are more pieces than a board has room for.
         """
+        self._pids[self.rank] = courier
         if len(arenas) > _ARENAS:
             raise UsageError(f"more than {_ARENAS} models in one run; prepare them in one call")
         for number, arena in enumerate(arenas):
@@ -307,7 +308,6 @@ class Board:
 
     def serve(self) -> None:
         """The courier's part, in a thread: reduce one share of every large tensor, until the board is frozen."""
-        self._pids[self.rank] = os.getpid()
         self._serving = threading.Thread(target=self._serve, daemon=True)
         self._serving.start()
 

@@ -55,10 +55,15 @@ def settle(view: View, buckets: int = 0) -> Settlement | None:
 
 
 def admits(reports: Iterable[Report]) -> bool:
-    """May newcomers enter? Only where the first of the rounds ahead begins with a batch of its own."""
+    """May newcomers enter? Only where the first of the rounds ahead begins with a batch of its own, and is not over.
+
+    A round whose results are all here is shared by those who took part; nobody can take part in it any more.
+    """
     reports = tuple(reports)
     latest = entry(reports)
-    return any(report.fence and report.round == latest for report in reports)
+    owners = _owners(dict(enumerate(reports)), latest, 0)
+    over = bool(owners) and all(owners)
+    return not over and any(report.fence and report.round == latest for report in reports)
 
 
 def entry(reports: Iterable[Report]) -> int:

@@ -107,9 +107,9 @@ class Views(Helm):
         self._greeted.discard(uid)
         if hello.vote is not None and hello.vote.base is not None and self._founding is None:
             self._on_decide(uid, hello.vote.base)
+        if hello.view > self.view.number and self._founding is None:
+            self._send(uid, Decide(self.view))  # answered with the newer one
         if uid == self._following and self._following != self.me:
-            if hello.view > self.view.number:
-                self._send(uid, Decide(self.view))
             self._tell_head()
         else:
             self._guests[uid] = hello

@@ -6,7 +6,7 @@ import gc
 import multiprocessing
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -49,13 +49,13 @@ class Break:
 class Tally:
     """What became of some runs of one strategy.
 
-    ``ended``: in how many the training came to its end; in the others all that had the model died, or a majority left.
+    ``outcomes``: in how many the training ``ended``, and what kept it from that in the others.
     ``torn``: agents that left in mid-change of a view and have one step more than the others.
     """
 
     strategy: str
     runs: int
-    ended: int
+    outcomes: dict[str, int]
     steps: int
     faults: dict[str, int]
     torn: int
@@ -116,8 +116,9 @@ def shrink(seed: int, strategy: Strategy, size: int, faults: tuple[Fault, ...]) 
 
 def examine(seeds: range, strategy: Strategy, setting: Setting) -> Tally:
     """These seeds, one after another."""
-    ended = steps = torn = 0
+    steps = torn = 0
     struck: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
     breaks = []
     with _without_collecting():
         for seed in seeds:
@@ -128,8 +129,9 @@ def examine(seeds: range, strategy: Strategy, setting: Setting) -> Tally:
             except Exception as e:
                 breaks.append(_broken(seed, strategy, size, faults, e))
                 continue
-            ended, steps, torn = ended + world.completed, steps + world.steps, torn + world.torn
-    return Tally(str(strategy), len(seeds), ended, steps, dict(struck), torn, tuple(breaks))
+            outcomes[world.outcome] += 1
+            steps, torn = steps + world.steps, torn + world.torn
+    return Tally(str(strategy), len(seeds), dict(outcomes), steps, dict(struck), torn, tuple(breaks))
 
 
 def _broken(seed: int, strategy: Strategy, size: int, faults: tuple[Fault, ...], error: Exception) -> Break:
@@ -192,15 +194,19 @@ def merged(tallies: Sequence[Tally]) -> list[Tally]:
 
 
 def _sum(strategy: str, tallies: list[Tally]) -> Tally:
-    faults: Counter[str] = Counter()
-    for tally in tallies:
-        faults.update(tally.faults)
     return Tally(
         strategy,
         sum(t.runs for t in tallies),
-        sum(t.ended for t in tallies),
+        _added(t.outcomes for t in tallies),
         sum(t.steps for t in tallies),
-        dict(sorted(faults.items())),
+        _added(t.faults for t in tallies),
         sum(t.torn for t in tallies),
         tuple(sorted((b for t in tallies for b in t.breaks), key=lambda b: b.seed)),
     )
+
+
+def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))

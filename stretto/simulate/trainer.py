@@ -81,7 +81,7 @@ class Trainer:
     async def _prepare(self) -> None:
         await self._agree("the models", "model of two buckets", brings=True)
         if self._job.measures:
-            await self._one("measure", self._scratch[:1])
+            await self._one("measure", self._scratch[:16].view(torch.float64))
         raw = self._scratch[: self.weights.nbytes]
         raw.copy_(self.weights.view(torch.uint8))
         await self._one("broadcast", raw)

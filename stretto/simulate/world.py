@@ -45,7 +45,7 @@ class World:
         self.agents: list[Agent] = []
         self.by_uid: dict[int, Agent] = {}
         self.steps = self.torn = 0
-        self.completed = False
+        self.outcome = ""
         self._by_label: dict[int, Agent] = {}
         self._disk: dict[int, Vote | None] = {}
         self._falls: dict[int, int] = {}
@@ -193,10 +193,13 @@ class World:
     # The end
 
     def _judge(self) -> None:
-        ended = [a for a in self.agents if a.finished and not (a.trainer is not None and a.trainer.leaving)]
         stuck = [a for a in self.agents if a.alive and a.label != FOUNDER and not a.finished]
-        if not self.clock.halted and self._possible():
+        ended = [a for a in self.agents if a.finished and a.trainer is not None and not a.trainer.leaving]
+        self.outcome = "ended" if ended else self._obstacle()
+        if not self.clock.halted and not self._obstacle():
             raise Broken(f"the faults are over, and {', '.join(map(str, stuck))} did not end in {CALM:g} s")
+        if not self.outcome:
+            raise Broken("the run is over, and nobody has ended the training")
         if not ended:
             return
         last = max(a.number for a in ended)
@@ -212,21 +215,23 @@ class World:
 
     def _judge_leavers(self, way: list[str]) -> None:
         """Who left before stands where the others stood; one step beside it where it left in mid-change of a view."""
-        self.steps, self.completed = len(way) - 1, True
+        self.steps = len(way) - 1
         for agent in self.agents:
             if agent.finished and agent.trainer is not None and agent.trainer.place not in ("", *way):
                 self.torn += 1
                 if self.record.before(agent.trainer.place) not in way:
                     raise Broken(f"{agent} has left with weights that the others never had")
 
-    def _possible(self) -> bool:
-        """Can training go on at all: are a majority, and the model, here?"""
+    def _obstacle(self) -> str:
+        """Why training cannot go on, whatever anybody does."""
         views = [a.views.view for a in self.agents if a.views is not None and a.views.view.number]
         if not views:
-            return self._by_label[FOUNDER].alive
+            return "" if self._by_label[FOUNDER].alive else "never began"
         last = max(views, key=lambda view: view.number)
+        if not any(a.alive and a.healed for a in self.agents):
+            return "model lost"
         votes = {vote.uid for label, vote in self._disk.items() if vote is not None and self._by_label[label].alive}
         here = [uid for uid in last.voters if self.by_uid[uid].alive or uid in votes]
-        model = [a for a in self.agents if a.alive and a.healed]
-        left = [uid for uid in last.voters if uid in self.promises.leavers]
-        return len(here) >= majority(last.voters) and bool(model) and not left
+        if any(uid in self.promises.leavers for uid in last.voters):
+            return "voters left"
+        return "" if len(here) >= majority(last.voters) else "no majority"

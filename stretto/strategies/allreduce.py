@@ -15,7 +15,8 @@ from stretto.topologies.auto import Auto
 def allreduce(*, topology: Topology | str = Auto(), codec: Codec | str = Identity()) -> Strategy:  # noqa: B008
     """N agents do what one process would do on the whole batch.
 
-    A death costs the run: every agent stops in the step it happened in, with a ``PeerLost`` that names who went.
+    A death costs time and nothing else: the step it happens in is applied by all survivors, where together they have
+    all of it, or done again by them, from gradients still at hand. The samples of the dead are trained by others.
 
     >>> str(allreduce(topology="ring"))
     'allreduce(topology=ring)'
