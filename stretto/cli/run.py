@@ -24,6 +24,11 @@ DEFAULT_AGENTS = 4
     "--cluster", metavar="FILE", help="A cluster.toml: run this on each of its machines, each starts its part."
 )
 @click.option("--host", metavar="NAME", help="Which machine of the cluster this is. [default: found by its address]")
+@click.option(
+    "--coordinator",
+    metavar="ADDRESS",
+    help="A store that decides who is in, where your cluster has one: zk://HOST:PORT/PATH or etcd://HOST:PORT/PATH.",
+)
 @options.care
 @options.json
 @click.argument("script")
@@ -33,6 +38,7 @@ def run(
     link: str,
     cluster: str | None,
     host: str | None,
+    coordinator: str | None,
     json: str | None,
     script: str,
     arguments: tuple[str, ...],
@@ -51,8 +57,12 @@ def run(
             raise UsageError("--host names a machine of a cluster; give --cluster FILE too")
         size = DEFAULT_AGENTS if agents is None else agents
         options.check_agents(size)
-        code = run_agents(command, size, link=link, care=options.careful(size, **care), on_line=on_line)
+        code = run_agents(
+            command, size, store=coordinator, link=link, care=options.careful(size, **care), on_line=on_line
+        )
     else:
+        if coordinator is not None:
+            raise UsageError(f"{cluster} says where the coordinator is; leave --coordinator out")
         if agents is not None:
             raise UsageError(f"{cluster} says how many agents each machine has; leave --agents out")
         machines = read_cluster(Path(cluster))

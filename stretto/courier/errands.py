@@ -53,6 +53,7 @@ from stretto.links.memory import Arena, Board
 from stretto.links.mesh import Mesh
 from stretto.links.tls import make_certificate
 from stretto.membership import Runner, View
+from stretto.membership.stores import open_store
 from stretto.session import Closing, Direct, Order, Session, epoch_of
 from stretto.text import parse
 from stretto.trace import Trace
@@ -110,6 +111,7 @@ class _Errands:
             min_agents=place.min_agents,
             state=place.state,
             trainer=trainer,
+            store=open_store(place.store, place.secret) if place.store else None,
             freeze=self._in_loop(self._freeze),
             hold=self._in_loop(self._session.hold),
             install=self._in_loop(self._install),

@@ -14,7 +14,7 @@ class Place:
     """Where an agent stands when it has arrived. ``view`` may be one that it is not in: then it is a newcomer.
 
     ``lead`` is the control connection that it came by, with process ``head``; ``data`` and ``control`` listen. At
-    ``doors`` newcomers look for the run.
+    ``doors`` newcomers look for the run, or in the ``store`` that decides on its views.
     """
 
     seat: Seat
@@ -26,6 +26,7 @@ class Place:
     control: socket.socket
     link: str = "tcp"
     doors: tuple[str, ...] = ()
+    store: str = ""
     min_agents: int | None = None
     state: Path | None = None
     trace: Path | None = None

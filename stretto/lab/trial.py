@@ -21,7 +21,6 @@ from stretto.trace import read
 from stretto.workloads.folder import outcomes
 from stretto.workloads.result import Job, Outcome
 
-
 ENDING: Final = 120.0
 """Seconds that a training may last beyond twice its time."""
 

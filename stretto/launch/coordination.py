@@ -15,6 +15,7 @@ import msgspec
 from stretto.errors import StrettoError, UsageError
 from stretto.launch.coordinator import DONE, Answer, Call, read_line
 from stretto.membership import Coordinator
+from stretto.membership.stores import Store, open_store
 
 LONELY: Final = 1.0
 """Seconds without any agent after which a run whose starter was killed is over: less than the next attempt takes."""
@@ -64,11 +65,17 @@ def _listen(call: Call) -> Coordinator:
     ends = time.monotonic() + call.patience
     while True:
         try:
-            return Coordinator(call.size, call.secret, call.host, call.port, say=_say, min_agents=call.min_agents)
+            return Coordinator(
+                call.size, call.secret, call.host, call.port, say=_say, min_agents=call.min_agents, store=_store(call)
+            )
         except UsageError as e:
             if time.monotonic() > ends or getattr(e.__cause__, "errno", None) != errno.EADDRINUSE:
                 raise
         time.sleep(_TICK)
+
+
+def _store(call: Call) -> Store | None:
+    return open_store(call.store, call.secret) if call.store else None
 
 
 def _answer(lifeline: socket.socket, answer: Answer) -> None:

@@ -29,7 +29,10 @@ _DETACHED: Final = '"$@" &'
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """What a :class:`stretto.membership.Coordinator` is made of; ``patience``: seconds to wait for the port."""
+    """What a :class:`stretto.membership.Coordinator` is made of.
+
+    ``patience``: seconds to wait for the port; ``store``: the address of the store that decides on views, if one does.
+    """
 
     size: int
     secret: str
@@ -37,6 +40,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     min_agents: int | None = None
     patience: float = 0.0
+    store: str = ""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 from stretto.errors import UsageError
 from stretto.launch.secret import HOW, checked, job_secret, secret_in
 from stretto.links import addresses as places
+from stretto.membership.stores import parse
 
 LINKS: Final = ("auto", "c10d", "shm", "tcp")
 """``auto`` is shared memory where all agents are on one machine, else TCP."""
@@ -70,11 +71,14 @@ def read(environ: Mapping[str, str]) -> Identity:
 
 
 def addresses(text: str) -> list[str]:
-    """The addresses between commas, each checked.
+    """The addresses between commas, each checked; or the one of a store.
 
     Raises:
         UsageError: one of them is no ``host:port``.
     """
+    if "://" in text:
+        parse(text)
+        return [text]
     found = [address.strip() for address in text.split(",")]
     for address in found:
         places.split(address)

@@ -18,6 +18,7 @@ from stretto.launch.environment import LINKS, Identity, read
 from stretto.links import addresses as places
 from stretto.links.connect import listen_tcp, listen_unix
 from stretto.membership import Entry, enter, kept
+from stretto.membership.stores import parse
 from stretto.saving import EVERY, Saver
 from stretto.session import epoch_of
 
@@ -77,7 +78,9 @@ def arrive(identity: Identity, link: str, address: str, secret: str) -> Place:
     """
     tcp, control = listen_tcp(), listen_tcp()
     unix, unix_address = listen_unix()
-    ips = places.candidates(address.split(",", maxsplit=1)[0], identity.interface)
+    store = address if "://" in address else ""
+    toward = places.join(*parse(store).servers[0]) if store else address.split(",", maxsplit=1)[0]
+    ips = places.candidates(toward, identity.interface)
     entry = enter(
         address,
         secret,
@@ -101,7 +104,8 @@ def arrive(identity: Identity, link: str, address: str, secret: str) -> Place:
         (tcp, unix),
         control,
         choose(link, epoch),
-        doors=tuple(address.split(",")),
+        doors=() if store else tuple(address.split(",")),
+        store=store,
         min_agents=identity.min_agents,
         state=identity.state,
         trace=identity.trace,

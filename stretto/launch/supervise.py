@@ -58,6 +58,7 @@ def run_agents(
     coordinator: str | None = None,
     hosts_coordinator: bool = False,
     secret: str | None = None,
+    store: str | None = None,
     link: str = "auto",
     interface: str | None = None,
     care: Care = USUAL,
@@ -71,6 +72,7 @@ def run_agents(
             this machine alone.
         hosts_coordinator: whether we are the ones to listen at the first of them.
         secret: what agents prove; none: a new one.
+        store: ZooKeeper or etcd, to decide who is in (:mod:`stretto.membership.stores`); none: agents vote.
         care: what to do when agents die.
         environ: variables to set beside our own environment.
         on_line: gets every line that agents print, behind ``N| ``; none: they go to our standard output and error, and
@@ -92,9 +94,9 @@ def run_agents(
 
     def attempt() -> int:
         with Run(show, piped=piped, elsewhere=elsewhere, restarts=care.restarts) as run:
-            address = coordinator or ""
+            address = store or coordinator or ""
             if coordinator is None or hosts_coordinator:
-                own = run.coordinate(_call(coordinator, size, secret, care))
+                own = run.coordinate(_call(coordinator, size, secret, care, store or ""))
                 address = address or own
             common = _environment(environ, address, size, secret, link, interface, run.folder, care)
             for local in range(agents):
@@ -145,9 +147,9 @@ def run_host(
     )
 
 
-def _call(address: str | None, size: int, secret: str, care: Care) -> Call:
+def _call(address: str | None, size: int, secret: str, care: Care, store: str) -> Call:
     host, port = ("127.0.0.1", 0) if address is None else ("", places.split(addresses(address)[0])[1])
-    return Call(size=size, secret=secret, host=host, port=port, min_agents=care.min_agents)
+    return Call(size=size, secret=secret, host=host, port=port, min_agents=care.min_agents, store=store)
 
 
 def _environment(

@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from msgspec.structs import replace
 
 from stretto.core import Network
-from stretto.membership.messages import FOUNDER, Report, Seat, View
+from stretto.membership.messages import FOUNDER, STORE, Report, Seat, View
 from stretto.membership.settle import admits, entry
 
 
-def nowhere(founder: Seat, network: Network) -> View:
-    """View 0, in which nobody is yet and the founder alone has a vote."""
-    return View(0, (), (founder.uid,), founder.uid, (), 0, "", network.delay, network.rate, founder)
+def nowhere(founder: Seat, network: Network, *, store: bool = False) -> View:
+    """View 0, in which nobody is yet and the founder alone has a vote, or the store, then and for good."""
+    return View(0, (), (STORE if store else founder.uid,), founder.uid, (), 0, "", network.delay, network.rate, founder)
 
 
 def first(base: View, seats: Sequence[Seat]) -> View:
@@ -23,7 +23,7 @@ def first(base: View, seats: Sequence[Seat]) -> View:
         base,
         number=1,
         seats=ordered,
-        voters=_voters(ordered, base.founder),
+        voters=_voters(base, ordered, base.founder),
         why=f"all {len(ordered)} agents have come" if len(ordered) > 1 else "the agent has come",
     )
 
@@ -54,7 +54,7 @@ def following(
     return View(
         base.number + 1,
         stay + come,
-        _voters(stay + come, kept),
+        _voters(base, stay + come, kept),
         kept.uid if kept is not None else proposer,
         said,
         entry(said),
@@ -83,7 +83,9 @@ def listed(labels: Collection[int]) -> str:
     return " and ".join(words + (["the coordinator"] if FOUNDER in labels else []))
 
 
-def _voters(seats: Sequence[Seat], founder: Seat | None) -> tuple[int, ...]:
-    """All members, and the founder where it breaks ties: one agent alone needs nobody's leave to go on."""
+def _voters(base: View, seats: Sequence[Seat], founder: Seat | None) -> tuple[int, ...]:
+    """The store, where there is one; else all members, and the founder where it breaks ties: one alone asks nobody."""
+    if STORE in base.voters:
+        return (STORE,)
     uids = tuple(seat.uid for seat in seats)
     return (*uids, founder.uid) if founder is not None and len(seats) > 1 else uids

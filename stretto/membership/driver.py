@@ -40,7 +40,9 @@ from stretto.membership.effects import (
 )
 from stretto.membership.keeping import keep
 from stretto.membership.listening import listen
-from stretto.membership.messages import Hello, View, encode
+from stretto.membership.messages import STORE, Hello, Prepare, Propose, View, encode
+from stretto.membership.stores.clerk import Answer, Clerk, doors
+from stretto.membership.stores.store import Store
 from stretto.membership.views import Views
 
 _AGAIN: Final = 2.0
@@ -73,6 +75,7 @@ class Ways:
     doors: the addresses where newcomers come in; on this machine we listen there when the coordinator is gone.
     folder: where votes are kept.
     trainer: gives the state letter of the process that trains.
+    store: decides in place of the voters, and tells newcomers who is here; opened, and closed by the driver.
     """
 
     secret: str
@@ -81,6 +84,7 @@ class Ways:
     doors: Sequence[str] = ()
     folder: Path | None = None
     trainer: Callable[[], str] = field(default=lambda: "R")
+    store: Store | None = None
 
 
 class Driver:
@@ -93,10 +97,13 @@ class Driver:
         self._begun = threading.Event()
         self._closing = self._knocking = False
         self._guarded: set[str] = set()
+        self._clerk: Clerk | None = None
         self.present, self.missing = views.present(), views.missing()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
+        if self._ways.store is not None:
+            self._ways.store.announce(self._views.seat)
         self._thread.start()
         self._begun.wait()
 
@@ -108,9 +115,11 @@ class Driver:
         if self._thread.ident is None:
             for listener in self._ways.listeners:
                 listener.close()
-            return
-        self._loop.call(_silent)
-        self._thread.join()
+        else:
+            self._loop.call(_silent)
+            self._thread.join()
+        if self._ways.store is not None:
+            self._ways.store.close()
 
     def event(self, kind: str, *what: object) -> None:
         """An event method of the views and its arguments; from any thread."""
@@ -132,6 +141,8 @@ class Driver:
             say=self._tell.say,
             state=self._ways.trainer,
         )
+        if self._ways.store is not None:
+            self._clerk = Clerk(self._ways.store, self._told_by_store, self._tell.say)
         try:
             self._do(self._views.begin())
             if self._ways.lead is not None:
@@ -142,8 +153,13 @@ class Driver:
             self._loop.run(self._control.farewell())
         finally:
             self._begun.set()
+            if self._clerk is not None:
+                self._clerk.close()
             self._control.close()
             self._loop.close()
+
+    def _told_by_store(self, answer: Answer) -> None:
+        self._loop.call(lambda: self._do(self._views.heard(STORE, answer)))
 
     def _met(self, uid: int, hello: Hello | None) -> None:
         self._do(self._views.met(uid) if hello is None else self._views.hello(hello))
@@ -155,6 +171,9 @@ class Driver:
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
+            case Send(uid, message) if uid == STORE:
+                if self._clerk is not None and isinstance(message, Prepare | Propose):
+                    self._clerk.ask(message)
             case Send(uid, message):
                 self._control.send(uid, message)
             case Dial(seat):
@@ -212,13 +231,13 @@ class Driver:
                     return
 
     def _knock(self) -> None:
-        if not self._knocking and self._ways.doors:
+        if not self._knocking and (self._ways.doors or self._ways.store):
             self._knocking = True
             threading.Thread(target=self._try_doors, name="stretto-knock", daemon=True).start()
 
     def _try_doors(self) -> None:
         door = Door(self._ways.secret, self._views.me, cache(make_certificate))
-        for address in self._ways.doors:
+        for address in self._doors():
             try:
                 sock, uid = reach(address, door, ANYONE, f"what listens at {address}")
             except (OSError, NetworkError):
@@ -228,6 +247,14 @@ class Driver:
                 return
             sock.close()
         self._knocking = False
+
+    def _doors(self) -> Sequence[str]:
+        if self._ways.store is None:
+            return self._ways.doors
+        try:
+            return doors(self._ways.store)
+        except NetworkError:
+            return ()
 
     def _enter(self, uid: int, sock: socket.socket) -> None:
         self._knocking = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +34,8 @@ from stretto.membership.messages import (
     encode,
 )
 from stretto.membership.rendezvous import new_uid
+from stretto.membership.stores.clerk import doors
+from stretto.membership.stores.store import open_store
 
 PATIENCE: Final = 300.0
 """Seconds to go on looking for a coordinator that does not answer: slow clusters start their hosts minutes apart."""
@@ -76,7 +79,7 @@ def enter(
     """Enter the run whose coordinator, or whoever leads after it, is at ``address``; returns when there is a view.
 
     Args:
-        address: one, or several with commas between them, tried in turn.
+        address: one, or several with commas between them, tried in turn; or a store's, asked who is here.
         rank: our label, or None for the lowest one that is free.
         size: how many agents the first view is to have.
         addresses: where the other agents reach us for data, the most useful first.
@@ -93,14 +96,14 @@ def enter(
     """
     label = UNNUMBERED if rank is None else rank
     seat = Seat(new_uid(), label, host, pid, tuple(addresses), tuple(control))
-    return _Visitor(each(address), secret, Hello(seat, size, 0, vote), say).enter()
+    return _Visitor(address, secret, Hello(seat, size, 0, vote), say).enter()
 
 
 class _Visitor:
     """On its way in; ``_places``: where to try before the addresses that we were told."""
 
-    def __init__(self, addresses: list[str], secret: str, hello: Hello, say: Callable[[str], object]) -> None:
-        self._addresses, self._hello, self._say = addresses, hello, say
+    def __init__(self, address: str, secret: str, hello: Hello, say: Callable[[str], object]) -> None:
+        self._address, self._secret, self._hello, self._say = address, secret, hello, say
         self._door = Door(secret, hello.seat.uid, cache(make_certificate))
         self._who = named(hello.seat.label)
         self._places: list[str] = []
@@ -110,9 +113,9 @@ class _Visitor:
     def enter(self) -> Entry:
         pause = _SHORTEST_PAUSE
         while True:
-            self._places = self._places or list(self._addresses)
-            place = self._places.pop(0)
             try:
+                self._places = self._places or self._look()
+                place = self._places.pop(0)
                 sock, head = reach(place, self._door, ANYONE, f"the coordinator at {place}")
                 entry = self._visit(sock, head, place)
             except (OSError, PeerLost) as e:
@@ -123,6 +126,15 @@ class _Visitor:
             if not self._places:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _look(self) -> list[str]:
+        if "://" not in self._address:
+            return each(self._address)
+        with contextlib.closing(open_store(self._address, self._secret)) as store:
+            places = doors(store)
+        if not places:
+            raise PeerLost("nobody is here yet")
+        return list(places)
 
     def _visit(self, sock: socket.socket, head: int, place: str) -> Entry | None:
         """Say who we are and wait; None when somebody else leads, or nobody yet."""
@@ -167,7 +179,7 @@ class _Visitor:
 
     def _complain(self, why: str) -> None:
         """Of one who does not answer, yet."""
-        now, where = time.monotonic(), ", ".join(self._addresses)
+        now, where = time.monotonic(), self._address
         if now - self._begun > PATIENCE:
             raise NetworkError(
                 f"{self._who} found no coordinator at {where} in {PATIENCE:g} s ({why}); "

@@ -18,6 +18,7 @@ from stretto.membership.follower import LONGEST_PAUSE, Follower
 from stretto.membership.founding import taken
 from stretto.membership.messages import (
     FOUNDER,
+    STORE,
     UNNUMBERED,
     Accepted,
     Ballot,
@@ -199,7 +200,7 @@ class Helm(Follower, ABC):
         self._proposal = proposal = Proposal(self.view, self._highest)
         for vote in self._votes():
             self._vote_here(proposal, vote)
-        for uid in sorted(self._connected):
+        for uid in sorted(self._asked_here):
             self._ask_to_promise(proposal, uid)
         self._note_own_report(proposal)
         self._arm(f"stuck {self._proposal_name}", self._stuck)
@@ -246,7 +247,7 @@ class Helm(Follower, ABC):
 
     def _unanswered(self, proposal: Proposal) -> set[int]:
         """Those that are well and have not reported yet: the next view waits for them."""
-        asked = (self._members | set(self.view.voters)) & (self._connected | {self.me})
+        asked = (self._members | set(self.view.voters)) & (self._asked_here | {self.me})
         if self.me not in self._members:
             asked.discard(self.me)
         return asked - proposal.answered - set(self._suspected)
@@ -261,7 +262,7 @@ class Helm(Follower, ABC):
             proposal.propose(view)
             for vote in self._votes():
                 self._vote_here(proposal, vote)
-            for uid in sorted(self._connected):
+            for uid in sorted(self._asked_here):
                 self._ask_to_accept(proposal, uid)
         if proposal.decided and proposal.view is not None:
             self._decide(proposal.view)
@@ -287,6 +288,15 @@ class Helm(Follower, ABC):
         words += [f"{listed(gone)} left"] if gone else []
         words += [f"{listed([seat.label for seat in self._newcomers()])} may come in"] if self._newcomers() else []
         return "; ".join(words) or self._asked or "the last one's leader is gone"
+
+    def _open(self, view: View) -> None:
+        """The first view: ours alone to decide, unless a store has the vote."""
+        if STORE not in self.view.voters:
+            self._decide(view)
+            return
+        self._proposal = Proposal(self.view, self._highest)
+        self._proposal.propose(view)
+        self._ask_to_accept(self._proposal, STORE)
 
     def _decide(self, view: View) -> None:
         for uid in sorted(self._connected):

@@ -22,6 +22,8 @@ _length = struct.Struct("!I")
 FOUNDER: Final = -1
 """The label of a coordinator that is a process apart; UNNUMBERED agents get the lowest free label."""
 UNNUMBERED: Final = -2
+STORE: Final = (1 << 31) - 1
+"""The uid under which a store of views votes (:mod:`stretto.membership.stores`); no process has it."""
 MOST_BUCKETS: Final = 1 << 14
 
 Uid: TypeAlias = Annotated[int, Meta(ge=1, lt=1 << 31)]

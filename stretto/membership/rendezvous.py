@@ -13,7 +13,8 @@ from stretto.errors import UsageError
 from stretto.links import addresses as places
 from stretto.membership.driver import Driver, Tell, Ways
 from stretto.membership.listening import listen
-from stretto.membership.messages import FOUNDER, Seat
+from stretto.membership.messages import FOUNDER, STORE, Seat
+from stretto.membership.stores.store import Store
 from stretto.membership.views import Views
 
 UNKNOWN: Final = Network()
@@ -30,9 +31,10 @@ class Coordinator:
         network: what is known of the network between them; every agent is told the same.
         say: told, in words, who was refused or denied, and whom training waits for; called in the coordinator's thread.
         min_agents: go on with as few when there is no majority.
+        store: has the only vote in place of the agents; it is closed with the coordinator.
 
     Raises:
-        UsageError: the port is in use, or the address is not this machine's.
+        UsageError: the port is in use, the address is not this machine's, or the store has another run.
     """
 
     def __init__(
@@ -45,11 +47,14 @@ class Coordinator:
         network: Network = UNKNOWN,
         say: Callable[[str], object] = lambda line: None,
         min_agents: int | None = None,
+        store: Store | None = None,
     ) -> None:
         if size < 1:
             raise UsageError(f"{size} agents cannot train; there must be at least 1")
         if not secret:
             raise UsageError("the secret is empty; give the coordinator and every agent the same long random one")
+        if store is not None:
+            _take_over(store)
         listener = listen(host, port)
         port = listener.getsockname()[1]
         hosts = (host,) if host else places.candidates()
@@ -57,8 +62,10 @@ class Coordinator:
         self.address = control[0]
         self._over = False
         seat = Seat(new_uid(), FOUNDER, places.machine_id(), os.getpid(), (), control)
-        views = Views.founder(seat, size, network, min_agents)
-        self._driver = Driver(views, Ways(secret, (listener,)), Tell(say=say, over=self._end), "stretto-coordinator")
+        views = Views.founder(seat, size, network, min_agents, store=store is not None)
+        self._driver = Driver(
+            views, Ways(secret, (listener,), store=store), Tell(say=say, over=self._end), "stretto-coordinator"
+        )
 
     def start(self) -> Self:
         self._driver.start()
@@ -92,4 +99,11 @@ class Coordinator:
 
 def new_uid() -> int:
     """Names one life of one process: random, so that no two ever share it."""
-    return secrets.randbelow((1 << 31) - 1) + 1
+    return secrets.randbelow(STORE - 1) + 1
+
+
+def _take_over(store: Store) -> None:
+    """Nobody goes on with a run of which nobody is here."""
+    if store.present():
+        raise UsageError("another run is under way at this place in the store; give each run a path of its own")
+    store.forget()

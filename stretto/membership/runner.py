@@ -11,6 +11,7 @@ from stretto.membership.control import process_state
 from stretto.membership.driver import Driver, Tell, Ways
 from stretto.membership.keeping import kept
 from stretto.membership.messages import Report, Seat, View
+from stretto.membership.stores.store import Store
 from stretto.membership.views import Views
 
 
@@ -26,6 +27,7 @@ class Runner:
         min_agents: go on with as few when there is no majority.
         state: folder where votes outlive the process.
         trainer: process that trains.
+        store: of views, where the coordinator has one; opened after the fork.
         freeze: ``freeze(number)``: end all exchanges of that view, then call :meth:`frozen`.
         hold: at the next fence round wait, and call :meth:`fence`, until the next view.
         install: ``install(view)``: we are in this view now.
@@ -54,13 +56,14 @@ class Runner:
         min_agents: int | None = None,
         state: Path | None = None,
         trainer: int = 0,
+        store: Store | None = None,
     ) -> None:
         head = head or view.leader
         vote = kept(state, seat.label)
         inside = any(other.uid == seat.uid for other in view.seats)
         views = Views.agent(seat, view, head, vote=None if inside else vote, min_agents=min_agents)
         trains: Callable[[], str] = (lambda: process_state(trainer)) if trainer else (lambda: "R")
-        ways = Ways(secret, (listener,), (head, lead), doors, state, trains)
+        ways = Ways(secret, (listener,), (head, lead), doors, state, trains, store)
         tell = Tell(freeze=freeze, hold=hold, install=install, out=out, deny=deny, say=say, event=event)
         self._driver = Driver(views, ways, tell, "stretto-membership")
 

@@ -60,10 +60,10 @@ def admits(reports: Iterable[Report]) -> bool:
     A round whose results are all here is shared by those who took part; nobody can take part in it any more.
     """
     reports = tuple(reports)
-    latest = entry(reports)
-    owners = _owners(dict(enumerate(reports)), latest, 0)
+    latest = [report for report in reports if report.round == entry(reports)]
+    owners = _owners(dict(enumerate(latest)), entry(reports), 0)
     over = bool(owners) and all(owners)
-    return not over and any(report.fence and report.round == latest for report in reports)
+    return not over and any(report.fence for report in latest)
 
 
 def entry(reports: Iterable[Report]) -> int:

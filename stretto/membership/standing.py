@@ -19,6 +19,7 @@ from stretto.membership.effects import (
 from stretto.membership.founding import Founding
 from stretto.membership.messages import (
     FOUNDER,
+    STORE,
     UNNUMBERED,
     Ballot,
     Denied,
@@ -185,8 +186,13 @@ class Standing:
         self._drop(uid)
         self._out.append(Say(f"denied {self._name(uid)}: {why}"))
 
+    @property
+    def _asked_here(self) -> set[int]:
+        """Those that a proposal is sent to; a store is asked, and never met."""
+        return self._connected | ({STORE} & set(self.view.voters))
+
     def _send(self, uid: int, message: Message) -> None:
-        if uid in self._connected:
+        if uid in self._connected or uid == STORE:
             self._out.append(Send(uid, message))
 
     def _drop(self, uid: int) -> None:

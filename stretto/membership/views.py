@@ -57,9 +57,14 @@ class Views(Helm):
     """
 
     @classmethod
-    def founder(cls, seat: Seat, size: int, network: Network, min_agents: int | None = None) -> Self:
-        """A coordinator that is a process apart: it calls the first view of ``size`` agents together."""
-        views = cls(seat, nowhere(seat, network), size, None, min_agents)
+    def founder(
+        cls, seat: Seat, size: int, network: Network, min_agents: int | None = None, *, store: bool = False
+    ) -> Self:
+        """A coordinator that is a process apart: it calls the first view of ``size`` agents together.
+
+        ``store``: a store of views has the only vote; whoever drives us takes what is for :data:`STORE` there.
+        """
+        views = cls(seat, nowhere(seat, network, store=store), size, None, min_agents)
         views._founding = Founding(size)
         return views
 
@@ -109,6 +114,8 @@ class Views(Helm):
             self._on_decide(uid, hello.vote.base)
         if hello.view > self.view.number and self._founding is None:
             self._send(uid, Decide(self.view))  # answered with the newer one
+        if hello.view == 0 and uid in self._members and not self._at_helm:
+            self._send(uid, Decide(self.view))  # it has not heard that it is in
         if uid == self._following and self._following != self.me:
             self._tell_head()
         else:
@@ -295,7 +302,7 @@ class Views(Helm):
         everybody = founding.complete()
         if everybody is not None:
             self._founding = None
-            self._decide(first(self.view, everybody))
+            self._open(first(self.view, everybody))
             self._act()
 
     def _remind(self, founding: Founding) -> None:

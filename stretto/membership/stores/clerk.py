@@ -15,12 +15,10 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from stretto.errors import NetworkError
-from stretto.membership.messages import Accepted, Decide, Prepare, Promise, Propose
+from stretto.membership.messages import STORE, Accepted, Decide, Prepare, Promise, Propose
 from stretto.membership.stores.store import Store
 from stretto.membership.votes import blank
 
-STORE: Final = (1 << 31) - 1
-"""The uid under which a store votes; no process has it."""
 _AGAIN: Final = 1.0
 
 Question: TypeAlias = Prepare | Propose
