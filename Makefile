@@ -31,6 +31,10 @@ fuzz: $(STAMP)
 	$(call say,five minutes of fuzzing)
 	@$(BIN)/python tests/fuzz 300
 
+storms: $(STAMP)
+	@mkdir -p docs/results
+	@$(BIN)/stretto simulate --faults storm --seeds 10000 --page docs/results/simulate.md
+
 bench: $(STAMP)
 	@mkdir -p docs/results
 	@$(BIN)/stretto bench all --folder docs/results

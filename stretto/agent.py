@@ -329,7 +329,7 @@ class Agent:
 
     def take_over(self, memory: Tensor) -> None:
         """Become what another agent's snapshot says."""
-        tree = state.unpack(memory)
+        tree = state.unpack(memory.clone())  # what loads it may keep views, and the memory is used again
         self._become(tree, join=True)
         if self._saver is not None and tree["run"]:
             self._saver.join(tree["run"])

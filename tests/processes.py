@@ -2,6 +2,12 @@
 
     agents(4, train, steps, link="shm")     # train(agent, steps) in each; what it returns, by rank
 
+    with running(4, train, folder=tmp_path) as run:     # train(agent, life): some die, are stopped, come again
+        run.lives[2].wait("commit", round=9)
+        run.lives[2].signal(signal.SIGKILL)
+        run.start(2)
+        results = run.results()
+
 Each agent leads a process group, which its courier is in too; whoever is still there at the deadline writes its stack,
 is killed, and is named.
 """
@@ -15,10 +21,11 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
@@ -30,8 +37,11 @@ from stretto import errors
 from stretto.errors import PeerLost
 from stretto.launch.join import join
 from stretto.membership import Coordinator
+from stretto.trace import read
 
 SECRET = "a secret of the tests"
+DEADLINE = 8.0
+"""Seconds until what has not come will not come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,7 @@ def agents(
     function: Callable[..., Any],
     *args: Any,
     link: str = "tcp",
-    deadline: float = 25.0,
+    deadline: float = DEADLINE,
     keep_errors: bool = False,
     environ: Mapping[str, str] | None = None,
 ) -> list[Any]:
@@ -70,14 +80,7 @@ def agents(
     children: list[_Child] = []
     try:
         for rank in range(size):
-            env = {
-                "STRETTO_COORDINATOR": coordinator.address,
-                "STRETTO_RANK": str(rank),
-                "STRETTO_SIZE": str(size),
-                "STRETTO_SECRET": SECRET,
-                "STRETTO_LINK": link,
-                **(environ or {}),
-            }
+            env = _environ(coordinator.address, rank, size) | {"STRETTO_LINK": link} | dict(environ or {})
             children.append(_fork(rank, env, function, args))
         coordinator.start()
         hung = _collect(children, time.monotonic() + deadline)
@@ -94,6 +97,140 @@ def agents(
             first.add_note(f"by rank: {results}")
         raise first if isinstance(first, BaseException) else AssertionError(f"agents ended without a word: {results}")
     return results
+
+
+class Life:
+    """One process life of an agent of a :class:`Run`, as its trace tells it."""
+
+    def __init__(self, child: _Child, trace: Path) -> None:
+        self.child, self.trace = child, trace
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        found = read(self.trace) if self.trace.exists() else ()
+        return [event for event in found if event["event"] == name]
+
+    def wait(self, name: str, **fields: Any) -> dict[str, Any]:
+        """The first such event; at a deadline the test fails."""
+        ends = time.monotonic() + DEADLINE
+        while time.monotonic() < ends:
+            for event in self.events(name):
+                if fields.items() <= event.items():
+                    return event
+            time.sleep(0.005)
+        _show_stacks([self.child])
+        pytest.fail(f"agent {self.child.rank} told no {name} {fields} in {DEADLINE:g} s; {self._told()}")
+
+    def _told(self) -> str:
+        return f"it told {[e['event'] for e in read(self.trace)]}" if self.trace.exists() else "it told nothing"
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the trainer and its courier."""
+        os.killpg(self.child.pid, number)
+
+    @property
+    def courier(self) -> int:
+        return psutil.Process(self.child.pid).children()[0].pid
+
+
+class Run:
+    """Agents of one run, as they come: ``lives`` in the order of their starts."""
+
+    def __init__(
+        self, size: int, function: Callable[..., Any], args: Sequence[Any], folder: Path, env: Mapping[str, str]
+    ) -> None:
+        self.lives: list[Life] = []
+        self._size, self._function, self._args, self._folder, self._env = size, function, args, folder, env
+        address, self._listening = os.pipe()
+        self._words = folder / "coordinator.txt"
+        self.coordinator = _fork_coordinator(
+            size, self._listening, int(env.get("STRETTO_MIN_AGENTS", 0)) or None, self._words
+        )
+        self._address = os.read(address, 100).decode()
+        os.close(address)
+
+    def start(self, label: int) -> Life:
+        """Start agent ``label``, or start it again."""
+        number = len(self.lives)
+        trace = self._folder / f"{number}.jsonl"
+        env = _environ(self._address, label, self._size) | {"STRETTO_TRACE": str(trace)} | dict(self._env)
+        life = sum(other.child.rank == label for other in self.lives)
+        self.lives.append(Life(_fork(label, env, self._function, (life, *self._args)), trace))
+        return self.lives[-1]
+
+    def hears(self, words: str) -> str:
+        """The first line of the coordinator with these words in it."""
+        ends = time.monotonic() + DEADLINE
+        while time.monotonic() < ends:
+            for line in self._words.read_text().splitlines() if self._words.exists() else ():
+                if words in line:
+                    return line
+            time.sleep(0.005)
+        pytest.fail(f"the coordinator did not say {words!r} in {DEADLINE:g} s")
+
+    def kill_coordinator(self) -> None:
+        """And forget it: once only."""
+        if self.coordinator:
+            os.kill(self.coordinator, signal.SIGKILL)
+            os.waitpid(self.coordinator, 0)
+            self.coordinator = 0
+
+    def results(self) -> list[Any]:
+        """What every life returned, once all have ended; errors, and :class:`Died`, are results too."""
+        children = [life.child for life in self.lives]
+        hung = _collect(children, time.monotonic() + DEADLINE)
+        if hung:
+            pytest.fail(f"agents {hung} did not end within {DEADLINE:g} s; their stacks are in stderr")
+        return [_result(child) for child in children]
+
+    def close(self) -> None:
+        os.close(self._listening)
+        _kill([life.child for life in self.lives])
+        self.kill_coordinator()
+
+
+@contextmanager
+def running(
+    size: int,
+    function: Callable[..., Any],
+    *args: Any,
+    folder: Path,
+    link: str = "tcp",
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[Run]:
+    """A run of ``function(agent, life, *args)`` whose ``size`` agents are started; ``life`` counts each one's starts."""
+    _warm_up()
+    run = Run(size, function, args, folder, {"STRETTO_LINK": link, **(environ or {})})
+    try:
+        for label in range(size):
+            run.start(label)
+        yield run
+    finally:
+        run.close()
+
+
+def _fork_coordinator(size: int, told: int, min_agents: int | None, words: Path) -> int:
+    """A coordinator in a process of its own, which writes its address to ``told``; its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setpgid(0, 0)
+            gc.freeze()
+            say = partial(print, file=words.open("w"), flush=True)
+            with Coordinator(size, SECRET, "127.0.0.1", say=say, min_agents=min_agents) as coordinator:
+                os.write(told, coordinator.address.encode())
+                signal.pause()
+        finally:
+            os._exit(1)
+    return pid
+
+
+def _environ(address: str, label: int, size: int) -> dict[str, str]:
+    return {
+        "STRETTO_COORDINATOR": address,
+        "STRETTO_RANK": str(label),
+        "STRETTO_SIZE": str(size),
+        "STRETTO_SECRET": SECRET,
+    }
 
 
 @cache

@@ -104,9 +104,13 @@ class Desk:
         round, passed = int(self._head[_ROUND]), int(self._head[_PASSED])
         if round == passed:
             return Standing(passed + 1, False, 0, False, ())
+        return Standing(round, True, int(self._head[_OF]), bool(self._head[_FENCE]), self.tickets(round))
+
+    def tickets(self, round: int) -> tuple[Ticket, ...]:
+        """Of ``round``, the last that was begun, by bucket."""
+        assert round == self._head[_ROUND]
         rows = self._rows[: int(self._head[_SUBMITTED])]
-        tickets = tuple(Ticket(bool(row[0]), int(row[1])) for row in rows)
-        return Standing(round, True, int(self._head[_OF]), bool(self._head[_FENCE]), tickets)
+        return tuple(Ticket(bool(row[0]), int(row[1])) for row in rows)
 
     def blank(self, bucket: int) -> Tensor:
         """A tensor like the one of that bucket."""

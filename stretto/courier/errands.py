@@ -336,11 +336,11 @@ class _Around:
         at = self._desk.standing()
         return Direct(at.round, at.begun, at.of, at.fence, is_complete(self._board, at))
 
-    def direct_results(self) -> dict[int, Tensor]:
+    def direct_results(self, round: int) -> dict[int, Tensor]:
         assert self._board is not None
         return {
             bucket: self._board.result(ticket, self._desk.blank(bucket))
-            for bucket, ticket in enumerate(self._desk.standing().tickets)
+            for bucket, ticket in enumerate(self._desk.tickets(round))
         }
 
     def enter(self, epoch: Epoch, rank: int) -> None:
@@ -349,12 +349,13 @@ class _Around:
         self.mesh.enter(epoch, rank)
 
     def _end_writers(self, epoch: Epoch) -> None:
-        """Couriers of those who are out could write into the memory of those who are in, if they ran again: end them."""
+        """Those who are out could write into the memory of those who are in, if they ran again: end them."""
         for rank, member in enumerate(self._sharers):
-            pid = self._board.courier_of(rank) if self._board is not None and member.uid not in epoch.uids else 0
-            if pid:  # (0 would be all of us)
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            if self._board is not None and member.uid not in epoch.uids:
+                for pid in (self._board.courier_of(rank), member.pid):
+                    if pid:  # (0 would be all of us)
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
         self._sharers = ()
 
     def abandon(self) -> None:

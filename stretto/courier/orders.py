@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 import msgspec
 import torch
 
-from stretto.session.rounds import Closing
+from stretto.session.rounds import Closing, What
 
 LONGEST: Final = 1 << 20
 
@@ -39,7 +39,7 @@ class Run(msgspec.Struct, tag=True, frozen=True):
     """Carry out ``what`` on a tensor; see :class:`stretto.session.Order`."""
 
     number: int
-    what: str
+    what: What
     place: Extent
     group: int = 0
     bucket: int = 0

@@ -45,6 +45,7 @@ from stretto.courier.place import Place
 from stretto.errors import StrettoError
 from stretto.links.memory import Arena, Board
 from stretto.session import Closing
+from stretto.session.rounds import What
 
 SCRATCH: Final = 4 << 20
 """Bytes through which weights, texts and single numbers go."""
@@ -147,7 +148,8 @@ class Courier:
         arena = mine or Arena.open(*where.tolist())
         board = Board(arena, rank, epoch.size, self._is_over)
         board.register(self._common, self._pid)
-        self._tell(Serve(*where.tolist(), rank, epoch.size))
+        pid, fd, nbytes = where.tolist()
+        self._tell(Serve(pid, fd, nbytes, rank, epoch.size))
         closing = self._wait(self._run("broadcast", self._words[:8]))  # everybody is registered
         if closing is not None and (closing.epoch is not None or closing.alone):
             return closing
@@ -259,7 +261,7 @@ class Courier:
         self._socket.close()
         os.waitpid(self._pid, 0)
 
-    def _run(self, what: str, x: Tensor, **more: Any) -> int:
+    def _run(self, what: What, x: Tensor, **more: Any) -> int:
         self._number += 1
         self._tell(Run(self._number, what, self._place(x), round=self._round + 1, **more))
         return self._number

@@ -79,7 +79,7 @@ async def fetch(link: Link, donors: Sequence[int], arriving: Arriving) -> None:
 
     Raises:
         PeerLost: all donors are gone; what has come is kept.
-        Disagreement: it came, and is not what was offered; nothing of it is kept.
+        Disagreement: it came, and is not what was offered.
     """
     living = list(donors)
     while arriving.missing:
@@ -88,8 +88,10 @@ async def fetch(link: Link, donors: Sequence[int], arriving: Arriving) -> None:
         if arriving.missing and not living:
             raise PeerLost(f"all donors of agent {link.rank} are gone before it had the whole state")
     if await digest_of(link, arriving.memory) != arriving.digest:
-        arriving.missing.extend(range(0, len(arriving.memory), PIECE))
-        raise Disagreement(f"the state that agent {link.rank} was given is not the one that was offered; it asks again")
+        raise Disagreement(
+            f"the state that rank {link.rank} was given by {list(living)} is not the one that they offered: start it "
+            "again; if that repeats, memory or a network card is broken"
+        )
     for donor in living:
         link.post(donor, (torch.tensor([_NO_MORE]),), _ASK)
     await link.drain()

@@ -89,7 +89,7 @@ class Views(Helm):
         views._connected.add(head)
         views._greeted.add(head)
         views._following = head
-        views._hint = head if head != view.leader else 0
+        views._hint = head if head != view.leader and not views.inside else 0
         return views
 
     def begin(self) -> list[Effect]:

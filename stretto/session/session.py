@@ -68,8 +68,8 @@ class Surroundings(Protocol):
         """Let the trainer do no more by itself, and say where it is; None where it orders everything from us."""
         ...
 
-    def direct_results(self) -> dict[int, Tensor]:
-        """Of the round that it is in, by bucket, when all have done their part."""
+    def direct_results(self, round: int) -> dict[int, Tensor]:
+        """Of the round that it is in, or passed last, by bucket, when all have done their part."""
         ...
 
 
@@ -111,10 +111,13 @@ class Session:
         self._brought = hashlib.blake2s(digest_size=8)
         self._expected = self._held = False
         self._moves: list[tuple[int, View]] = []
+        self._labels: dict[int, int] = {}
         self._dealt: tuple[int, ...] = ()
         self._network = Network()
         self._refused: StrettoError | None = None
         self._direct_until = 0
+        self._direct_view: View | None = None
+        self._doubted: Round | None = None
         self._snapshot: Tensor | None = None
         self._snapshot_of = 0
         self._offer: Offer | None = None
@@ -137,6 +140,9 @@ class Session:
             return
         if order.brings:
             self._brought.update(_text(order.x).encode())
+        if order.round and order.round == self._direct_until and order.round < self._number:
+            self._deliver_again(order)
+            return
         if self._view is None and not order.fence:
             self._trainer.done(order.number, Closing(0, alone=True))
             return
@@ -165,10 +171,12 @@ class Session:
             self._advance()
 
     def room(self, memory: Tensor) -> None:
-        assert self._offer is not None
-        self._arriving = Arriving(self._offer.digest, memory[: self._offer.nbytes])
+        offer = self._offer
+        if offer is None:
+            return  # we were out meanwhile
+        self._arriving = Arriving(offer.digest, memory[: offer.nbytes])
         if not self._frozen and self._view is not None:
-            self._fetch()
+            self._fetch(offer)
 
     def healed(self) -> None:
         """The trainer has taken the state over."""
@@ -229,13 +237,25 @@ class Session:
         if direct is None or self._view is None:
             return
         self._direct_until = direct.round if direct.begun else direct.round - 1
+        self._direct_view = self._view
         if direct.round < self._number or self._round is not None:
             return
         self._number, self._last = direct.round, {}
         if direct.begun:
             self._round = Round(direct.round, direct.of, direct.fence, direct=True)
             if direct.finished:
-                self._round.results = self._around.direct_results()
+                self._round.results = self._around.direct_results(direct.round)
+
+    def _deliver_again(self, order: Order) -> None:
+        """The trainer has passed this round by itself in the moment in which we froze, and does not believe it."""
+        assert self._direct_view is not None
+        if self._doubted is None:
+            self._doubted = Round(order.round, order.of, order.fence)
+        r = self._doubted
+        r.orders[order.bucket] = order
+        if r.begun:
+            self._doubted, r.results = None, self._around.direct_results(r.number)
+            self._hand_over(r, self._closing(r, _parts(self._direct_view, r.number)))
 
     def install(self, view: View) -> None:
         """A view is decided. If we are in it, go on in its epoch; else be a candidate."""
@@ -248,6 +268,7 @@ class Session:
         self._frozen = self._held = self._expected = False
         self._rank = rank
         self._network = Network(view.delay, view.rate)
+        self._labels |= {seat.uid: seat.label for seat in view.seats}
         self._around.enter(epoch_of(view), rank)
         self._around.measured(self._network)
         if before is not None and any(report.uid == self._me for report in view.reports):
@@ -372,7 +393,9 @@ class Session:
             return
         if not (r.begun and r.finished) or not self._healed or (r.donated and self._snapshot is None):
             return
-        closing = self._close(r)
+        self._hand_over(r, self._close(r))
+
+    def _hand_over(self, r: Round, closing: Closing) -> None:
         for bucket, order in r.orders.items():
             if r.results[bucket].data_ptr() != order.x.data_ptr():
                 order.x.copy_(r.results[bucket])
@@ -381,17 +404,20 @@ class Session:
     def _close(self, r: Round) -> Closing:
         assert self._view is not None
         parts = r.shared or _parts(self._view, r.number)
-        whole = set(parts.contributors) == set(self._dealt) and parts.size == len(self._dealt)
-        moved = [view for last, view in self._moves if last <= r.number]
-        self._moves = [(last, view) for last, view in self._moves if last > r.number]
         self._last, self._round, self._number = r.results, None, r.number + 1
         self._around.event(
             "commit",
             round=r.number,
             fence=r.fence,
             view=self._view.number,
-            contributors=_labels(self._view, parts.contributors),
+            contributors=[self._labels[uid] for uid in parts.contributors],
         )
+        return self._closing(r, parts)
+
+    def _closing(self, r: Round, parts: Parts) -> Closing:
+        whole = set(parts.contributors) == set(self._dealt) and parts.size == len(self._dealt)
+        moved = [view for last, view in self._moves if last <= r.number]
+        self._moves = [(last, view) for last, view in self._moves if last > r.number]
         if not moved:
             return Closing(r.number, parts.contributors, whole)
         epoch = epoch_of(moved[-1])
@@ -409,7 +435,7 @@ class Session:
             if settlement.round > self._direct_until:
                 self._share(settlement)
             elif ours is not None:
-                ours.results = self._around.direct_results()
+                ours.results = self._around.direct_results(ours.number)
         elif ours is not None:
             ours.results.clear()
             ours.shared, ours.direct = None, False
@@ -489,29 +515,28 @@ class Session:
 
     def _seek(self) -> None:
         """Ask who can give us the state; go on with what we have of it from before."""
-        if self._arriving is not None:
-            self._fetch()
-            return
-        link = self._heal_link()
 
         def ended(offer: Any, error: BaseException | None) -> None:
-            if error is None:
-                self._offer = offer
+            if error is not None:
+                return  # nobody who has it is left in this epoch
+            self._offer = offer
+            if self._arriving is not None and self._arriving.digest == offer.digest:
+                self._fetch(offer)
+            else:
                 self._trainer.make_room(offer.nbytes)
 
-        self._side.append(self._around.spawn(offered(link, self._donors()), ended))
+        self._side.append(self._around.spawn(offered(self._heal_link(), self._donors()), ended))
 
-    def _fetch(self) -> None:
+    def _fetch(self, offer: Offer) -> None:
         assert self._arriving is not None
 
         def ended(_: Any, error: BaseException | None) -> None:
             if error is None:
                 self._trainer.heal()
-            elif isinstance(error, Disagreement) and not self._frozen:
-                self._around.event("damaged", why=str(error))
-                self._fetch()
+            elif isinstance(error, Disagreement):
+                self.refuse(error)
 
-        self._side.append(self._around.spawn(fetch(self._heal_link(), self._donors(), self._arriving), ended))
+        self._side.append(self._around.spawn(fetch(self._heal_link(), offer.donors, self._arriving), ended))
 
     def _heal_link(self) -> Link:
         return self._around.link(heal_number(self._number, self._rank))
@@ -548,10 +573,6 @@ def _participants(view: View, number: int) -> tuple[int, ...]:
 
 def _parts(view: View, number: int) -> Parts:
     return Parts(_participants(view, number), len(view.seats))
-
-
-def _labels(view: View, uids: tuple[int, ...]) -> list[int]:
-    return [seat.label for seat in view.seats if seat.uid in uids]
 
 
 def _text(x: Tensor) -> str:

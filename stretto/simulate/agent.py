@@ -7,6 +7,7 @@ do: whatever one of them knows of another is a moment old.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -26,9 +27,7 @@ from stretto.membership.effects import (
     Knock,
     Out,
     Save,
-    Say,
     Send,
-    Suspected,
     Timer,
 )
 from stretto.membership.messages import FOUNDER, Hello, Seat
@@ -118,8 +117,9 @@ class Agent:
     # Between membership, session and trainer
 
     def _later(self, way: int, call: Callable[[], object]) -> None:
-        draw = self.world.random.random()
-        self._last[way] = time = max(self._last[way], self.world.clock.now + (0.02 * (draw - 0.75) if draw > 0.75 else 0.0))
+        """In the order of calls on each of the three ways: mostly at once, else some milliseconds later."""
+        late = 0.02 * max(0.0, self.world.random.random() - 0.75)
+        self._last[way] = time = max(self._last[way], self.world.clock.now + late)
         self.world.clock.at(time, self, call)
 
     def to_session(self, name: str, *what: Any) -> None:
@@ -153,35 +153,42 @@ class Agent:
         self.do(getattr(self.views, name)(*what))
 
     def do(self, effects: list[Effect]) -> None:
-        world = self.world
         for effect in effects:
-            if world.log is not None and not isinstance(effect, Timer | Save):
-                world.say(f"{self} -> {type(effect).__name__} {shown(effect)}")
-            match effect:
-                case Send(uid, message):
-                    world.control.send(self, uid, message)
-                case Dial(seat):
-                    world.control.connect(self, seat.uid)
-                case Knock():
-                    world.control.knock(self)
-                case Drop(uid):
-                    world.control.hang_up(self, uid)
-                case Timer(name, seconds):
-                    world.clock.after(seconds, self, lambda name=name: self.happen("timer", name))
-                case Save(vote):
-                    world.save(self, vote)
-                case Freeze(number):
-                    self._later(0, lambda number=number: self._freeze(number))
-                case Hold():
-                    self.to_session("hold")
-                case Install(view):
-                    self._later(0, lambda view=view: self._install(view))
-                case Out():
-                    self._later(0, self._go_out)
-                case Deny(why):
-                    world.deny(self, why)
-                case Say() | Suspected() | _:
-                    pass
+            if self.world.log is not None and not isinstance(effect, Timer | Save):
+                self.world.say(f"{self} -> {type(effect).__name__} {shown(effect)}")
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: Effect) -> None:
+        world = self.world
+        match effect:
+            case Send(uid, message):
+                world.control.send(self, uid, message)
+            case Dial(seat):
+                world.control.connect(self, seat.uid)
+            case Knock():
+                world.control.knock(self)
+            case Drop(uid):
+                world.control.hang_up(self, uid)
+            case Timer(name, seconds):
+                world.clock.after(seconds, self, partial(self.happen, "timer", name))
+            case Save(vote):
+                world.save(self, vote)
+            case Deny(why):
+                world.deny(self, why)
+            case _:
+                self._pass_on(effect)
+
+    def _pass_on(self, effect: Effect) -> None:
+        """What is for the courier."""
+        match effect:
+            case Freeze(number):
+                self._later(0, partial(self._freeze, number))
+            case Hold():
+                self.to_session("hold")
+            case Install(view):
+                self._later(0, partial(self._install, view))
+            case Out():
+                self._later(0, self._go_out)
 
     def _freeze(self, number: int) -> None:
         if self.number != number:
@@ -249,7 +256,7 @@ class Agent:
     def direct(self) -> None:
         """Our trainers order everything."""
 
-    def direct_results(self) -> dict[int, Tensor]:
+    def direct_results(self, round: int) -> dict[int, Tensor]:
         return {}
 
     def event(self, name: str, **fields: Any) -> None:

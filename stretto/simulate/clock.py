@@ -1,4 +1,4 @@
-"""Virtual time for processes that can stop and die: a heap of calls, each at one of them, and the coroutines they wake."""
+"""Virtual time for processes that stop and die: a heap of calls, each at one of them, and the coroutines they wake."""
 
 from __future__ import annotations
 

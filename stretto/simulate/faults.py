@@ -9,9 +9,7 @@ from typing import Final, Literal, TypeAlias
 from stretto.errors import UnknownName
 from stretto.membership.messages import FOUNDER
 
-Kind: TypeAlias = Literal[
-    "kill", "fall", "power", "restart", "leave", "cut", "stop", "snap", "sever", "suspect"
-]
+Kind: TypeAlias = Literal["kill", "fall", "power", "restart", "leave", "cut", "stop", "snap", "sever", "suspect"]
 
 _DEATHS: Final[tuple[Kind, ...]] = ("kill", "kill", "fall", "fall", "power", "restart", "restart", "restart")
 _CUTS: Final[tuple[Kind, ...]] = ("cut", "cut", "stop", "snap", "sever", "sever", "suspect")
@@ -61,7 +59,9 @@ def draw(rng: random.Random, mix: str, agents: int, span: float) -> tuple[Fault,
         raise UnknownName("mix of faults", mix, MIXES)
     kinds, faults, last = MIXES[mix], [], 0.3
     for _ in range(rng.randint(1, 9) if kinds else 0):
-        at = rng.choice((rng.uniform(0, span), rng.uniform(0, span), last + rng.expovariate(4), last + 3 * rng.random()))
+        at = rng.choice(
+            (rng.uniform(0, span), rng.uniform(0, span), last + rng.expovariate(4), last + 3 * rng.random())
+        )
         fault = _draw(rng, rng.choice(kinds), at, agents)
         if fault is not None:
             faults.append(fault)

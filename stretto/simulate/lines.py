@@ -12,6 +12,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 from stretto.simulate.clock import Clock, Process
@@ -72,7 +73,7 @@ class Network:
         if seconds > SILENCE:
             for line in self.lines:
                 if not self.together(*line.uids):
-                    self.clock.after(self.patience(), None, lambda line=line: self._still(line, silent))
+                    self.clock.after(self.patience(), None, partial(self._still, line, silent))
         self.clock.after(seconds, None, lambda: self._mend({u for u in uids if self._groups.get(u) == group}))
 
     def patience(self) -> float:
@@ -142,7 +143,7 @@ class Line:
         self._broken = True
         for way in self._ways.values():
             way.items.clear()
-            self._net.clock.after(self._net.delay(), way.to, lambda uid=way.to.uid: self.notice(uid))
+            self._net.clock.after(self._net.delay(), way.to, partial(self.notice, way.to.uid))
 
     def notice(self, uid: int) -> None:
         """``uid`` finds the line to be dead, if its end is still open."""
@@ -156,7 +157,7 @@ class Line:
         for uid, way in self._ways.items():
             held, way.held = way.held, 0
             for _ in range(held):
-                self._net.clock.after(0.0, way.to, lambda uid=uid, way=way: self._arrive(uid, way))
+                self._net.clock.after(0.0, way.to, partial(self._arrive, uid, way))
 
     def _arrive(self, uid: int, way: _Way) -> None:
         if not self._net.together(*self.uids):

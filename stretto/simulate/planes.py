@@ -1,4 +1,4 @@
-"""Who has which lines with whom: the control plane, on which memberships talk, and the data plane, on which tensors go."""
+"""Who has which lines with whom: for control, on which memberships talk, and for data, on which tensors go."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class Control:
             self._world.clock.after(_KNOCKS, agent, lambda: self.enter(agent))
 
     def knock(self, agent: Agent) -> None:
-        places = [other.uid for other in self._world.agents if other.alive and other.views is not None and other is not agent]
+        places = [
+            other.uid for other in self._world.agents if other.alive and other.views is not None and other is not agent
+        ]
         if places:
             self.connect(agent, places[agent.tries % len(places)])
         agent.tries += 1

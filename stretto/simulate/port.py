@@ -1,4 +1,4 @@
-"""The data plane of one simulated agent: what :mod:`stretto.links.mesh` and its channels do, on lines that are simulated.
+"""The data plane of one simulated agent: what :mod:`stretto.links.mesh` and its channels do, on simulated lines.
 
 Lines belong to processes and outlive epochs, links to exchanges of one epoch. What comes for an epoch that is over is
 dropped; what comes for one that we have yet to enter waits. Tensors leave a moment after they were posted, as they

@@ -1,4 +1,4 @@
-"""Many simulated runs, each from a seed; a run that breaks a promise is shrunk to the fewest faults that still break it."""
+"""Many simulated runs, each from a seed; one that breaks a promise is shrunk to the fewest faults that break it."""
 
 from __future__ import annotations
 
@@ -153,9 +153,7 @@ def _without_collecting() -> Iterator[None]:
         gc.collect()
 
 
-def storm(
-    strategies: Sequence[Strategy], seeds: range, setting: Setting, jobs: int = 1
-) -> Iterator[Tally]:
+def storm(strategies: Sequence[Strategy], seeds: range, setting: Setting, jobs: int = 1) -> Iterator[Tally]:
     """All seeds, dealt to the strategies in lots and to ``jobs`` processes; a tally a lot, as they come."""
     lots = [range(at, min(at + _LOT, seeds.stop)) for at in range(seeds.start, seeds.stop, _LOT)]
     work = [(lot, strategies[i % len(strategies)], setting) for i, lot in enumerate(lots)]

@@ -83,7 +83,7 @@ class Commit:
 
 
 class Record:
-    """All steps that anybody applied, by a digest of all that led there: a tree, and who agrees is at one place of it."""
+    """All steps that anybody applied, by a digest of what led there: a tree; who agrees is at one place of it."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -93,11 +93,12 @@ class Record:
         """The root: nothing is trained, all have these weights."""
         return self._note(Commit("", 0, (), (), weights.clone(), torch.zeros_like(weights)))
 
-    def commit(self, before: str, deal: Deal, ranks: list[int], contributors: tuple[int, ...], state: tuple[Tensor, Tensor]) -> str:
-        weights, momentum = state
-        return self._note(
-            Commit(before, deal.epoch, deal.parts(0, ranks), tuple(sorted(contributors)), weights.clone(), momentum.clone())
-        )
+    def commit(
+        self, before: str, deal: Deal, ranks: list[int], who: tuple[int, ...], weights: Tensor, momentum: Tensor
+    ) -> str:
+        """The first step of ``deal``, as trained by these ranks, which are the uids ``who``."""
+        trained = deal.parts(0, ranks)
+        return self._note(Commit(before, deal.epoch, trained, tuple(sorted(who)), weights.clone(), momentum.clone()))
 
     def check_healed(self, place: str, weights: Tensor, momentum: Tensor) -> None:
         found = self._commits.get(place)
@@ -105,9 +106,6 @@ class Record:
             raise Broken("a newcomer was given a state that nobody has reached")
         if not (torch.equal(found.weights, weights) and torch.equal(found.momentum, momentum)):
             raise Broken("a newcomer was given other weights than those it was told of")
-
-    def weights(self, place: str) -> Tensor:
-        return self._commits[place].weights
 
     def before(self, place: str) -> str:
         return self._commits[place].before

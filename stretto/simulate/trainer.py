@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -43,7 +42,9 @@ class Process(Protocol):
 class Trainer:
     """``uids``: the members that the batch under way was dealt to."""
 
-    def __init__(self, process: Process, job: Job, record: Record, uids: tuple[int, ...], seed: int, pace: float) -> None:
+    def __init__(
+        self, process: Process, job: Job, record: Record, uids: tuple[int, ...], seed: int, pace: float
+    ) -> None:
         self._process, self._job, self._record = process, job, record
         self._random = random.Random(seed)
         self._pace = pace
@@ -124,7 +125,7 @@ class Trainer:
         ranks = [r for r, uid in enumerate(self.uids) if uid in closing.contributors]
         self.ledger = self.ledger.commit(dealt, 0, ranks)
         contributors = tuple(self.uids[r] for r in ranks)
-        self.place = self._record.commit(self.place, dealt, ranks, contributors, (self.weights, self.momentum))
+        self.place = self._record.commit(self.place, dealt, ranks, contributors, self.weights, self.momentum)
         if not self.weights.isfinite().all():
             raise Broken(f"the weights are {self.weights.tolist()}")
         self._move(closing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from stretto.core import Strategy
 from stretto.membership.messages import FOUNDER, Vote
@@ -19,6 +20,8 @@ from stretto.simulate.task import Record, job
 CALM = 400.0
 """Virtual seconds in which a run must end when nothing goes wrong any more."""
 EXACT = 1e-12
+AGAIN = 3.0
+"""Seconds after which a process that was refused is started again."""
 
 
 class World:
@@ -52,7 +55,7 @@ class World:
         self._gone: set[int] = set()
         self._calm = False
         for fault in faults:
-            self.clock.at(fault.at, None, lambda fault=fault: self._strike(fault))
+            self.clock.at(fault.at, None, partial(self._strike, fault))
         self._born(FOUNDER, None).found(size)
         for label in range(size):
             self.control.enter(self._born(label, None))
@@ -95,7 +98,7 @@ class World:
 
     def _suspend(self, line: Line) -> None:
         for uid in line.uids:
-            self.clock.after(self.net.patience(), self.by_uid[uid], lambda uid=uid: line.notice(uid))
+            self.clock.after(self.net.patience(), self.by_uid[uid], partial(line.notice, uid))
 
     def end(self, agent: Agent) -> None:
         """It has left."""
@@ -106,9 +109,10 @@ class World:
         self.look()
 
     def deny(self, agent: Agent, why: str) -> None:
+        """It ends, and its launcher starts it again in a while."""
         self.say(f"{agent} is denied: {why}")
-        self._gone.add(agent.label)
         self._die(agent)
+        self.clock.after(AGAIN, None, lambda: self._start_again(agent.label))
 
     def save(self, agent: Agent, vote: Vote | None) -> None:
         self._disk[agent.label] = vote
@@ -128,11 +132,8 @@ class World:
         """Is there nobody left who trains, or could?"""
         training = [a for a in self.agents if a.alive and a.label != FOUNDER and not a.finished]
         inside = [a for a in training if a.number and not a.out]
-        waiting = any(a.finished for a in self.agents) and not inside
-        if not training and (self._calm or any(a.finished for a in self.agents)):
-            self.clock.halted = True
-        elif waiting and self._calm:
-            self.clock.halted = True
+        some = any(a.finished for a in self.agents)
+        self.clock.halted |= (not training and (self._calm or some)) or (some and not inside and self._calm)
 
     # Faults
 
@@ -179,7 +180,7 @@ class World:
         agent.stopped_until = self.clock.now + seconds
         if seconds > SILENCE:
             for line in [line for line in self.net.lines if agent.uid in line.uids]:
-                self.clock.after(self.net.patience(), None, lambda line=line: self._silent(line))
+                self.clock.after(self.net.patience(), None, partial(self._silent, line))
 
     def _begin_calm(self) -> None:
         self.say("*** nothing goes wrong from now on, and all that died are started again")
@@ -195,7 +196,7 @@ class World:
     def _judge(self) -> None:
         stuck = [a for a in self.agents if a.alive and a.label != FOUNDER and not a.finished]
         ended = [a for a in self.agents if a.finished and a.trainer is not None and not a.trainer.leaving]
-        self.outcome = "ended" if ended else self._obstacle()
+        self.outcome = "ended" if ended else self._obstacle() if stuck else "all left"
         if not self.clock.halted and not self._obstacle():
             raise Broken(f"the faults are over, and {', '.join(map(str, stuck))} did not end in {CALM:g} s")
         if not self.outcome:
@@ -224,7 +225,7 @@ class World:
 
     def _obstacle(self) -> str:
         """Why training cannot go on, whatever anybody does."""
-        views = [a.views.view for a in self.agents if a.views is not None and a.views.view.number]
+        views = [a.views.view for a in self.agents if a.alive and a.views is not None and a.views.view.number]
         if not views:
             return "" if self._by_label[FOUNDER].alive else "never began"
         last = max(views, key=lambda view: view.number)

@@ -70,14 +70,33 @@ class Agent(Protocol):
 
 
 class Tally:
-    """What one agent has trained, and how long it took: the clock stands still while the model is tested."""
+    """What one agent has trained, and how long the run has: the clock stands still while the model is tested."""
 
     def __init__(self, agent: Agent, samples: int) -> None:
         self.agent = agent
         self.trained = 0
         self._samples = samples
-        self._waited_before = agent.report().waiting
+        self._waited_before = 0.0
         self._begin = time.monotonic()
+        self._agreed = 0.0
+
+    def begin(self) -> None:
+        """The clock starts now."""
+        self._waited_before = self.agent.report().waiting
+        self._begin = time.monotonic()
+
+    def agree(self) -> float:
+        """What the clocks of all agents show, in the mean."""
+        self._agreed = self.agent.mean(self.seconds())
+        return self._agreed
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a newcomer's clock shows, too."""
+        return {"seconds": self._agreed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._agreed = float(state["seconds"])
+        self._begin = time.monotonic() - self._agreed
 
     def seconds(self) -> float:
         return time.monotonic() - self._begin
@@ -151,10 +170,12 @@ def train(
 
     torch.manual_seed(seed)
     model = workload.model(model_name)
-    model, optimizer = agent.prepare(model, workload.optimizer(model), strategy=strategy)
+    tally = Tally(agent, samples)
+    model, optimizer, _ = agent.prepare(model, workload.optimizer(model), tally, strategy=strategy)
     agent.mean(0.0)  # everybody is here: the clocks start together
+    tally.begin()
     shard = agent.shard(loaded.train, batch_size, epochs=epochs, seed=seed)
-    tally, told, tested = Tally(agent, samples), -NEWS_EVERY, 0
+    told, tested = -NEWS_EVERY, 0
     accuracy, test_loss, loss = None, 0.0, torch.tensor(0.0)
     for x, y in shard:
         loss = workload.loss(model(x), y)
@@ -175,7 +196,7 @@ def train(
             tally.do_not_count(since=now)
             if target is not None and accuracy >= target:
                 break
-        if seconds is not None and agent.steps % AGREE_EVERY == 0 and agent.mean(float(now >= seconds)) > 0:
+        if seconds is not None and agent.steps % AGREE_EVERY == 0 and tally.agree() >= seconds:
             break
 
     report, last = agent.report(), tally.progress(shard, loss.item(), accuracy)
