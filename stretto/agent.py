@@ -411,6 +411,7 @@ class Agent:
 
     def _go(self, *, failed: bool) -> None:
         if self._saver is not None and not failed:
+            self._saver.close()  # what is under way first: the last one is not skipped
             self._save()
             self._saver.close()
         self._saver = None

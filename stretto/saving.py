@@ -88,9 +88,9 @@ class Saver:
         """Copy our part of ``tree`` and write it in the background."""
         self.wanted, self._last = False, time.monotonic()
         if self._writer is not None and step > self._saved:
-            self._saved = step
             own = flatten({"random": rng.capture()})
-            self._writer.submit(cut(step, part, parts, shared=flatten(tree), own=own))
+            if self._writer.submit(cut(step, part, parts, shared=flatten(tree), own=own)):
+                self._saved = step
 
     def close(self) -> None:
         """Wait for what is being written."""

@@ -87,12 +87,16 @@ class Desk:
 
     def open(self) -> None:
         """From now on the trainer may go by itself."""
-        self._head[_PASSED] = self._head[_ROUND] = self._head[_HOLD] = 0
+        self._head[_PASSED] = self._head[_ROUND] = 0
         self._head[_FROZEN] = 0
 
     def hold(self) -> None:
         """The next fence is not for the trainer alone: whoever stops there stops all, for none can pass it without."""
         self._head[_HOLD] = 1
+
+    def let_go(self) -> None:
+        """Another epoch begins; who held for the last one's end may go on."""
+        self._head[_HOLD] = 0
 
     def freeze(self) -> None:
         self._head[_FROZEN] = 1

@@ -345,6 +345,7 @@ class _Around:
 
     def enter(self, epoch: Epoch, rank: int) -> None:
         self._end_writers(epoch)
+        self._desk.let_go()
         self._switchboard.enter(epoch.members)
         self.mesh.enter(epoch, rank)
 

@@ -142,15 +142,17 @@ def _broken(seed: int, strategy: Strategy, size: int, faults: tuple[Fault, ...],
 
 @contextmanager
 def _without_collecting() -> Iterator[None]:
-    """A run leaves nothing but cycles, and looking for them all the time costs a fifth of it."""
+    """A run leaves nothing but cycles, and looking for them all the time, among all there is, costs a fifth of it."""
     was = gc.isenabled()
     gc.disable()
+    gc.freeze()
     try:
         yield
     finally:
+        gc.collect()
+        gc.unfreeze()
         if was:
             gc.enable()
-        gc.collect()
 
 
 def storm(strategies: Sequence[Strategy], seeds: range, setting: Setting, jobs: int = 1) -> Iterator[Tally]:
