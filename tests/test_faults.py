@@ -325,6 +325,28 @@ def test_buffers_stay_alike_when_the_first_agent_dies(rule: str, link: str, tmp_
     alike(ends[1:], [1, 2])
 
 
+def leaves_early(agent: Agent, life: int, stop: str) -> Any:
+    """Agent 1 leaves, and its script goes on: it has a model to save."""
+    if agent.label != 1:
+        return stay(agent, life, stop)
+    agent.leave()
+    while not Path(stop).exists():
+        time.sleep(0.002)
+    return "went on"
+
+
+@every_link
+def test_one_that_leaves_may_go_on_with_its_script(link: str, tmp_path: Path) -> None:
+    stop = tmp_path / "stop"
+    with running(3, leaves_early, str(stop), folder=tmp_path, link=link) as run:
+        others(run, 0, 2)
+        run.lives[2].wait("stepped", step=3)
+        stop.touch()
+        ends = run.results()
+    assert ends.pop(1) == "went on"
+    alike(ends, [0, 2])
+
+
 # Stopped, and gone on
 
 

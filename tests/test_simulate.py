@@ -184,7 +184,7 @@ def test_who_waits_for_one_that_is_lost_is_told_and_so_is_the_membership_once() 
 
 
 def test_the_record_finds_a_sample_that_was_trained_twice_and_one_that_was_not() -> None:
-    work = job(0, ballast=False, measures=False)
+    work = job(random.Random(0))
     record = Record(work)
     weights = torch.zeros(sum(work.sizes), dtype=torch.float64)
     place = record.begin(weights)
@@ -198,7 +198,7 @@ def test_the_record_finds_a_sample_that_was_trained_twice_and_one_that_was_not()
 
 
 def test_the_record_finds_weights_that_one_process_would_not_have() -> None:
-    work = job(0, ballast=False, measures=False)
+    work = job(random.Random(0))
     record = Record(work)
     weights = torch.ones(sum(work.sizes), dtype=torch.float64)
     place = record.begin(weights)
@@ -226,9 +226,9 @@ def test_a_run_replays_event_by_event() -> None:
 
 
 def test_the_same_runs_come_of_one_process_and_of_two() -> None:
-    seeds = range(50)
+    seeds = range(30)
     alone, two = (sorted(storm([RING], seeds, Setting("deaths"), jobs), key=repr) for jobs in (1, 2))
-    assert alone == two and sum(tally.runs for tally in alone) == 50
+    assert alone == two and sum(tally.runs for tally in alone) == 30
 
 
 def test_an_unknown_mix_is_told() -> None:

@@ -4,9 +4,9 @@ Theory of operation. Where all agents share memory, trainers put their tensors o
 :class:`~stretto.links.memory.Board` and nobody is asked. But when the epoch ends the courier must know, and report,
 which round its trainer is in and whether that is finished, and the trainer must not finish it behind its back. Both
 share a desk. A trainer that has all results of a round writes that it has passed it and *then* looks whether the epoch
-is frozen; a courier that freezes writes so and *then* looks what was passed. With a fence between, one of them sees
-the other's word: a round that was passed unseen by the courier is not believed by the trainer, which then orders it
-from the courier like any other, from inputs that nobody has written.
+is frozen; a courier that freezes writes so and *then* looks what was passed. With a fence between, at least one of them
+sees the other's word. A trainer that finds the epoch frozen asks: a round that was passed unseen by the courier does
+not count, and is ordered from it like any other, from inputs that nobody has written.
 """
 
 from __future__ import annotations
@@ -84,6 +84,11 @@ class Desk:
     @property
     def frozen(self) -> bool:
         return bool(self._head[_FROZEN])
+
+    @property
+    def begun(self) -> int:
+        """The latest round that the trainer has begun by itself."""
+        return int(self._head[_ROUND])
 
     def open(self) -> None:
         """From now on the trainer may go by itself."""

@@ -20,6 +20,7 @@ class Courier(Protocol):
 
     def order(self, group: int, x: Tensor, out: Tensor, *, bucket: int, of: int, fence: bool) -> Wait: ...
     def passed(self, round: int) -> None: ...
+    def saw(self, round: int) -> bool: ...
 
 
 class Direct:
@@ -52,10 +53,12 @@ class Direct:
                 self._board.wait(self._tickets[bucket])
             except PeerLost:
                 self._over = True
-        if self._over or (bucket == self._of - 1 and not self._desk.passed(self._round)):
+        if self._over:
             return self._order_all()
         if bucket < self._of - 1:
             return None
+        if not self._desk.passed(self._round) and not self._courier.saw(self._round):
+            return self._order_all()
         self._courier.passed(self._round)
         return Closing(self._round, self._uids)
 

@@ -38,8 +38,10 @@ from stretto.courier.orders import (
     Healed,
     MakeRoom,
     Memory,
+    Passed,
     Room,
     Run,
+    Seen,
     Serve,
     Use,
     encode,
@@ -111,6 +113,7 @@ class _Errands:
             min_agents=place.min_agents,
             state=place.state,
             trainer=trainer,
+            round=self._around.latest,
             store=open_store(place.store, place.secret) if place.store else None,
             freeze=self._in_loop(self._freeze),
             hold=self._in_loop(self._session.hold),
@@ -132,6 +135,9 @@ class _Errands:
             self._loop.turn()
         self.runner.close()
         self._around.close()
+
+    def session_round(self) -> int:
+        return self._session.begun
 
     # What the session needs to reach the trainer
 
@@ -220,6 +226,8 @@ class _Errands:
                 self._session.room(self._tensor(order.place))
             case Healed():
                 self._session.healed()
+            case Passed():
+                self._answer(Seen(order.round <= self._around.passed))
             case Ask():
                 self._answer(self._counted())
             case Finish():
@@ -268,6 +276,7 @@ class _Around:
         self._board: Board | None = None
         self._sharers: tuple[Member, ...] = ()
         self._left: dict[int, str] = {}
+        self.passed = 0
         place = errands._place
         self._uid = place.seat.uid
         self._loop = errands._loop
@@ -325,6 +334,10 @@ class _Around:
         self._desk.open()
         self._board.serve()
 
+    def latest(self) -> int:
+        """The latest round that the trainer has begun; asked in the membership's thread."""
+        return max(self._errands.session_round(), self._desk.begun)
+
     def hold(self) -> None:
         self._desk.hold()
 
@@ -334,6 +347,7 @@ class _Around:
         self._desk.freeze()
         self._board.freeze()
         at = self._desk.standing()
+        self.passed = at.round - 1
         return Direct(at.round, at.begun, at.of, at.fence, is_complete(self._board, at))
 
     def direct_results(self, round: int) -> dict[int, Tensor]:
@@ -350,13 +364,15 @@ class _Around:
         self.mesh.enter(epoch, rank)
 
     def _end_writers(self, epoch: Epoch) -> None:
-        """Those who are out could write into the memory of those who are in, if they ran again: end them."""
+        """Couriers of those who are out could write into the memory of those who are in, if they ran again: end them.
+
+        Trainers write only into their own; one that has left may have a model to save.
+        """
         for rank, member in enumerate(self._sharers):
-            if self._board is not None and member.uid not in epoch.uids:
-                for pid in (self._board.courier_of(rank), member.pid):
-                    if pid:  # (0 would be all of us)
-                        with suppress(ProcessLookupError):
-                            os.kill(pid, signal.SIGKILL)
+            pid = self._board.courier_of(rank) if self._board is not None and member.uid not in epoch.uids else 0
+            if pid:  # (0 would be all of us)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self._sharers = ()
 
     def abandon(self) -> None:

@@ -76,6 +76,12 @@ class Healed(msgspec.Struct, tag=True, frozen=True):
     """The trainer has taken the state over."""
 
 
+class Passed(msgspec.Struct, tag=True, frozen=True):
+    """The trainer has done this round by itself, and finds the epoch frozen: had you seen it?"""
+
+    round: int
+
+
 class Ask(msgspec.Struct, tag=True, frozen=True):
     """Tell how many bytes have gone and come."""
 
@@ -109,6 +115,12 @@ class Heal(msgspec.Struct, tag=True, frozen=True):
     """The state is there."""
 
 
+class Seen(msgspec.Struct, tag=True, frozen=True):
+    """That round was passed when the epoch was frozen, and counts; or it does not."""
+
+    yes: bool
+
+
 class Counted(msgspec.Struct, tag=True, frozen=True):
     sent: int
     received: int
@@ -118,8 +130,8 @@ class Counted(msgspec.Struct, tag=True, frozen=True):
     cpu_seconds: float
 
 
-Order: TypeAlias = Memory | Use | Run | Serve | Donated | Room | Healed | Ask | Finish
-Answer: TypeAlias = Done | Failed | Donate | MakeRoom | Heal | Counted
+Order: TypeAlias = Memory | Use | Run | Serve | Donated | Room | Healed | Passed | Ask | Finish
+Answer: TypeAlias = Done | Failed | Donate | MakeRoom | Heal | Seen | Counted
 encode = msgspec.msgpack.Encoder().encode
 read_order = msgspec.msgpack.Decoder(Order).decode
 read_answer = msgspec.msgpack.Decoder(Answer).decode

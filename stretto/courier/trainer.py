@@ -34,8 +34,10 @@ from stretto.courier.orders import (
     MakeRoom,
     Memory,
     Order,
+    Passed,
     Room,
     Run,
+    Seen,
     Serve,
     Use,
     encode,
@@ -190,6 +192,13 @@ class Courier:
     def passed(self, round: int) -> None:
         """The round is behind us."""
         self._round = round
+
+    def saw(self, round: int) -> bool:
+        """Had the courier seen that we passed this round when it froze the epoch?"""
+        self._tell(Passed(round))
+        while not isinstance(heard := self._hear(), Seen):
+            self._serve(heard)
+        return heard.yes
 
     def _timed(self, wait: Wait) -> Closing | None:
         begin = time.perf_counter()

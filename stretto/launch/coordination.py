@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
@@ -15,7 +17,9 @@ import msgspec
 from stretto.errors import StrettoError, UsageError
 from stretto.launch.coordinator import DONE, Answer, Call, read_line
 from stretto.membership import Coordinator
+from stretto.membership.messages import FOUNDER
 from stretto.membership.stores import Store, open_store
+from stretto.trace import Trace
 
 LONELY: Final = 1.0
 """Seconds without any agent after which a run whose starter was killed is over: less than the next attempt takes."""
@@ -63,10 +67,19 @@ def stay(coordinator: Present, lifeline: socket.socket, lonely: float = LONELY) 
 
 def _listen(call: Call) -> Coordinator:
     ends = time.monotonic() + call.patience
+    path = os.environ.get("STRETTO_TRACE")
+    trace = Trace(Path(path) if path else None, FOUNDER)
     while True:
         try:
             return Coordinator(
-                call.size, call.secret, call.host, call.port, say=_say, min_agents=call.min_agents, store=_store(call)
+                call.size,
+                call.secret,
+                call.host,
+                call.port,
+                say=_say,
+                min_agents=call.min_agents,
+                store=_store(call),
+                event=trace.event,
             )
         except UsageError as e:
             if time.monotonic() > ends or getattr(e.__cause__, "errno", None) != errno.EADDRINUSE:

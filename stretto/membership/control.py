@@ -39,6 +39,7 @@ class _Line:
         self.connection = connection
         self.dialled = dialled
         self.vigil = Vigil()
+        self.round = 0
 
 
 class Control:
@@ -52,6 +53,7 @@ class Control:
         lost: ``lost(uid, what, why)``: its connection is gone, or could not be made. ``what`` is one of
             :data:`~stretto.membership.suspicion.What`, ``why`` words that follow its name. Not after :meth:`drop`.
         say: told, in words, which strangers were refused, and why.
+        round: the latest that our trainer has begun.
         state: our trainer's state, a letter of /proc/PID/stat (:func:`process_state`).
 
     None of them is called from inside a method of ours. A second ``met`` of one uid without ``lost`` means that another
@@ -70,9 +72,10 @@ class Control:
         lost: Callable[[int, What, str], object],
         say: Callable[[str], object] = lambda line: None,
         state: Callable[[], str] = lambda: "R",
+        round: Callable[[], int] = lambda: 0,
     ) -> None:
         door = Door(secret, seat.uid, cache(make_certificate))
-        self._loop, self._uid, self._state = loop, seat.uid, state
+        self._loop, self._uid, self._state, self._round = loop, seat.uid, state, round
         self._heard, self._met, self._lost = heard, met, lost
         self._reception = Reception(loop, door, self._enter, say)
         self._dialler = Dialler(loop, door, seat.host, self._found)
@@ -120,6 +123,10 @@ class Control:
     def connected(self) -> tuple[int, ...]:
         """The uids of those that we are connected to."""
         return tuple(self._lines)
+
+    def rounds(self) -> dict[int, int]:
+        """How far those that we are connected to have come, by their last pulse; and we."""
+        return {self._uid: self._round()} | {line.uid: line.round for line in self._lines.values()}
 
     async def farewell(self) -> None:
         """Drop everybody, wait until what was said has arrived (a second at most), and close."""
@@ -215,6 +222,7 @@ class Control:
             match message:
                 case Pulse():
                     line.vigil.pulse(time.monotonic(), message.state)
+                    line.round = message.round
                 case Hello():
                     self._lose(line, Suspicion("closed", "it said Hello twice"))
                 case _:
@@ -230,7 +238,7 @@ class Control:
     def _tick(self, now: float) -> None:
         late, self._ticked = now - self._ticked - PULSE, now
         self._pulses += 1
-        pulse = encode(Pulse(self._pulses, self._state()))
+        pulse = encode(Pulse(self._pulses, self._state(), self._round()))
         for line in list(self._lines.values()):
             if self._is_kept(line):
                 if late > PULSE:

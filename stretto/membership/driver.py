@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -39,12 +40,14 @@ from stretto.membership.effects import (
     Timer,
 )
 from stretto.membership.keeping import keep
+from stretto.membership.laggards import Laggards
 from stretto.membership.listening import listen
 from stretto.membership.messages import STORE, Hello, Prepare, Propose, View, encode
 from stretto.membership.stores.clerk import Answer, Clerk, doors
 from stretto.membership.stores.store import Store
 from stretto.membership.views import Views
 
+_LOOK: Final = 0.5
 _AGAIN: Final = 2.0
 """Seconds between attempts to listen where newcomers look: the coordinator that did may only be stopped."""
 
@@ -75,6 +78,7 @@ class Ways:
     doors: the addresses where newcomers come in; on this machine we listen there when the coordinator is gone.
     folder: where votes are kept.
     trainer: gives the state letter of the process that trains.
+    round: gives the latest round that it has begun.
     store: decides in place of the voters, and tells newcomers who is here; opened, and closed by the driver.
     """
 
@@ -84,6 +88,7 @@ class Ways:
     doors: Sequence[str] = ()
     folder: Path | None = None
     trainer: Callable[[], str] = field(default=lambda: "R")
+    round: Callable[[], int] = field(default=lambda: 0)
     store: Store | None = None
 
 
@@ -140,7 +145,9 @@ class Driver:
             lost=lambda uid, what, why: self._do(self._views.lost(uid, why, what)),
             say=self._tell.say,
             state=self._ways.trainer,
+            round=self._ways.round,
         )
+        self._loop.spawn(self._look_who_is_late())
         if self._ways.store is not None:
             self._clerk = Clerk(self._ways.store, self._told_by_store, self._tell.say)
         try:
@@ -213,6 +220,21 @@ class Driver:
     def _due(self, name: str) -> None:
         if not self._closing:
             self._do(self._views.timer(name))
+
+    async def _look_who_is_late(self) -> None:
+        """Where we lead."""
+        laggards, view = Laggards(), self._views.view
+        while not self._closing:
+            await self._loop.sleep(_LOOK)
+            if self._views.view is not view:
+                laggards, view = Laggards(), self._views.view
+            if view.leader != self._views.me:
+                continue
+            labels = {seat.uid: seat.label for seat in view.seats}
+            rounds = {uid: round for uid, round in self._control.rounds().items() if uid in labels}
+            for late in laggards.observe(time.monotonic(), rounds):
+                self._tell.event("suspect", peer=labels[late.uid], what="slow", why=late.words)
+                self._tell.say(f"agent {labels[late.uid]} is slow: {late.words}")
 
     # Where newcomers come in
 

@@ -174,10 +174,11 @@ class Leave(_Wire, frozen=True, tag="leave"):
 
 
 class Pulse(_Wire, frozen=True, tag="pulse"):
-    """I am alive; so is my trainer, or it is in this ``state`` (of /proc: R, S, D, T …)."""
+    """I am alive; so is my trainer, or it is in this ``state`` (of /proc: R, S, D, T …); it has begun ``round``."""
 
     number: Annotated[int, Meta(ge=0)]
     state: Annotated[str, Meta(max_length=1)] = "R"
+    round: Round = 0
 
 
 class Prepare(_Wire, frozen=True, tag="prepare"):

@@ -31,6 +31,7 @@ class Coordinator:
         network: what is known of the network between them; every agent is told the same.
         say: told, in words, who was refused or denied, and whom training waits for; called in the coordinator's thread.
         min_agents: go on with as few when there is no majority.
+        event: ``event(kind, **fields)`` of a trace.
         store: has the only vote in place of the agents; it is closed with the coordinator.
 
     Raises:
@@ -48,6 +49,7 @@ class Coordinator:
         say: Callable[[str], object] = lambda line: None,
         min_agents: int | None = None,
         store: Store | None = None,
+        event: Callable[..., object] = lambda kind, **fields: None,
     ) -> None:
         if size < 1:
             raise UsageError(f"{size} agents cannot train; there must be at least 1")
@@ -64,7 +66,10 @@ class Coordinator:
         seat = Seat(new_uid(), FOUNDER, places.machine_id(), os.getpid(), (), control)
         views = Views.founder(seat, size, network, min_agents, store=store is not None)
         self._driver = Driver(
-            views, Ways(secret, (listener,), store=store), Tell(say=say, over=self._end), "stretto-coordinator"
+            views,
+            Ways(secret, (listener,), store=store),
+            Tell(say=say, over=self._end, event=event),
+            "stretto-coordinator",
         )
 
     def start(self) -> Self:

@@ -27,6 +27,7 @@ class Runner:
         min_agents: go on with as few when there is no majority.
         state: folder where votes outlive the process.
         trainer: process that trains.
+        round: the latest round that it has begun.
         store: of views, where the coordinator has one; opened after the fork.
         freeze: ``freeze(number)``: end all exchanges of that view, then call :meth:`frozen`.
         hold: at the next fence round wait, and call :meth:`fence`, until the next view.
@@ -56,6 +57,7 @@ class Runner:
         min_agents: int | None = None,
         state: Path | None = None,
         trainer: int = 0,
+        round: Callable[[], int] = lambda: 0,
         store: Store | None = None,
     ) -> None:
         head = head or view.leader
@@ -63,7 +65,7 @@ class Runner:
         inside = any(other.uid == seat.uid for other in view.seats)
         views = Views.agent(seat, view, head, vote=None if inside else vote, min_agents=min_agents)
         trains: Callable[[], str] = (lambda: process_state(trainer)) if trainer else (lambda: "R")
-        ways = Ways(secret, (listener,), (head, lead), doors, state, trains, store)
+        ways = Ways(secret, (listener,), (head, lead), doors, state, trains, round, store)
         tell = Tell(freeze=freeze, hold=hold, install=install, out=out, deny=deny, say=say, event=event)
         self._driver = Driver(views, ways, tell, "stretto-membership")
 

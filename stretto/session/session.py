@@ -112,7 +112,8 @@ class Session:
         self._expected = self._held = False
         self._moves: list[tuple[int, View]] = []
         self._labels: dict[int, int] = {}
-        self._dealt: tuple[int, ...] = ()
+        self._dealt: tuple[tuple[int, ...], ...] = ()
+        self._to_deal: tuple[tuple[int, ...], ...] = ()
         self._network = Network()
         self._refused: StrettoError | None = None
         self._direct_until = 0
@@ -198,6 +199,11 @@ class Session:
         """The lowest round that is not finished here."""
         return self._number
 
+    @property
+    def begun(self) -> int:
+        """The latest round that the trainer has begun."""
+        return self._number if self._round is not None and self._view is not None else self._number - 1
+
     def hold(self) -> None:
         """Somebody wants in: stop before the next fence, say so, and wait there for the next view."""
         self._expected = True
@@ -277,7 +283,7 @@ class Session:
             if settlement is not None:
                 self._settle(settlement, before)
         elif view.number == FIRST:
-            self._dealt = epoch_of(view).uids
+            self._dealt = self._to_deal = (epoch_of(view).uids,)
         else:
             self._enter_late(view)
         labels = epoch_of(view).labels
@@ -415,13 +421,17 @@ class Session:
         return self._closing(r, parts)
 
     def _closing(self, r: Round, parts: Parts) -> Closing:
-        whole = set(parts.contributors) == set(self._dealt) and parts.size == len(self._dealt)
+        """Where members changed between the draw of a batch and its fence, it was dealt to these or to those."""
+        if r.fence:
+            self._dealt, self._to_deal = self._to_deal, self._to_deal[-1:]
+        counted = {frozenset(uids) for uids in self._dealt}
+        whole = parts.size == len(parts.contributors) and counted == {frozenset(parts.contributors)}
         moved = [view for last, view in self._moves if last <= r.number]
         self._moves = [(last, view) for last, view in self._moves if last > r.number]
         if not moved:
             return Closing(r.number, parts.contributors, whole)
         epoch = epoch_of(moved[-1])
-        self._dealt = epoch.uids
+        self._to_deal = (epoch.uids,) if r.fence else (*self._to_deal, epoch.uids)
         return Closing(r.number, parts.contributors, whole, epoch, epoch.uids.index(self._me))
 
     # How an epoch begins
@@ -471,6 +481,7 @@ class Session:
     def _enter_late(self, view: View) -> None:
         """A newcomer: its first fence becomes round ``entry`` of the others, without any weight."""
         self._healed, self._number = False, view.entry
+        self._dealt = self._to_deal = ()
         self._moves = [(view.entry, view)]
         if self._round is not None:
             self._round.number = view.entry

@@ -8,6 +8,7 @@ is exact up to the last bits, whoever computed which part of it, and one process
 from __future__ import annotations
 
 import hashlib
+import random
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,15 @@ MOMENTUM = 0.9
 
 @dataclass(frozen=True)
 class Job:
-    """``pulls[i]`` and ``pulled[i]`` are a_i and a_i t_i. ``sizes``: numbers in each bucket."""
+    """``pulls[i]`` and ``pulled[i]`` are a_i and a_i t_i.
+
+    Attributes:
+        sizes: numbers in each bucket.
+        ballast: bytes more of state.
+        measures: do agents measure their network first?
+        numbers: before how many of the steps, from 0 to 1, they agree on the mean of a number.
+        late: they draw a batch after that, not before.
+    """
 
     pulls: Tensor
     pulled: Tensor
@@ -32,6 +41,7 @@ class Job:
     ballast: int
     measures: bool
     numbers: float
+    late: bool
 
     @property
     def samples(self) -> int:
@@ -50,23 +60,22 @@ class Job:
         return weights * self.pulls[index].mean() - self.pulled[index].mean(0)
 
 
-def job(seed: int, *, ballast: bool, measures: bool) -> Job:
-    """Between 24 and 56 samples, twice; ``ballast`` makes the state longer than one piece of healing."""
-    draw = torch.Generator().manual_seed(seed)
-    samples, first, second, batch_size = (
-        int(torch.randint(low, high, (), generator=draw)) for low, high in ((24, 56), (3, 8), (3, 8), (2, 5))
-    )
+def job(rng: random.Random) -> Job:
+    """Between 24 and 56 samples, twice. A few have more ballast than one piece of healing, and a few measure."""
+    draw = torch.Generator().manual_seed(rng.randrange(1 << 32))
+    samples, first, second = rng.randint(24, 56), rng.randint(3, 7), rng.randint(3, 7)
     pulls = 0.2 + 0.6 * torch.rand(samples, generator=draw, dtype=torch.float64)
     targets = torch.randn(samples, first + second, generator=draw, dtype=torch.float64)
     return Job(
-        pulls,
-        pulls[:, None] * targets,
-        (first, second),
-        batch_size,
-        2,
-        5 << 18 if ballast else 0,
-        measures,
-        float(torch.rand((), generator=draw)) / 2,
+        pulls=pulls,
+        pulled=pulls[:, None] * targets,
+        sizes=(first, second),
+        batch_size=rng.randint(2, 4),
+        epochs=2,
+        ballast=5 << 18 if rng.random() < 0.04 else 0,
+        measures=rng.random() < 0.02,
+        numbers=rng.random() / 2,
+        late=rng.random() < 0.7,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from stretto import state
 from stretto.errors import StrettoError
-from stretto.ledger import Ledger, deal
+from stretto.ledger import Deal, Ledger, deal
 from stretto.links.loop import Waiter
 from stretto.session import Closing, Order
 from stretto.session.rounds import What
@@ -39,8 +40,17 @@ class Process(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The batch under way: how it was dealt, to whom, and which of them we are."""
+
+    deal: Deal
+    uids: tuple[int, ...]
+    rank: int
+
+
 class Trainer:
-    """``uids``: the members that the batch under way was dealt to."""
+    """``uids``: the members, as of the last round; ``place``: where the record has this state."""
 
     def __init__(
         self, process: Process, job: Job, record: Record, uids: tuple[int, ...], seed: int, pace: float
@@ -53,6 +63,7 @@ class Trainer:
         self.place = ""
         self.ledger = Ledger.begin(job.samples, shuffle=False)
         self.ended = self.leaving = False
+        self._draw()
         weights = torch.rand(sum(job.sizes), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         self.weights, self.momentum = weights, torch.zeros_like(weights)
         self._ballast = torch.zeros(job.ballast, dtype=torch.uint8)
@@ -74,8 +85,12 @@ class Trainer:
     async def train(self) -> None:
         await self._prepare()
         while self.ledger.epoch < self._job.epochs and not self.leaving:
+            if not self._job.late:
+                self._draw()
             if self._job.counts(self.ledger.steps):
                 await self._mean_of_number()
+            if self._job.late:
+                self._draw()
             await self._step()
         self.ended = True
 
@@ -102,10 +117,13 @@ class Trainer:
         x[0] = 1.0
         await self._one("mean", x, group=NUMBERS)
 
+    def _draw(self) -> None:
+        self._drawn = Drawn(deal(self.ledger, (1,) * len(self.uids), self._job.batch_size), self.uids, self.rank)
+
     async def _step(self) -> None:
-        dealt = deal(self.ledger, (1,) * len(self.uids), self._job.batch_size)
-        part, share = dealt.part(0, self.rank), dealt.share(0, self.rank)
-        gradient = self._job.gradient(self.weights, part)
+        dealt, rank = self._drawn.deal, self._drawn.rank
+        share = dealt.share(0, rank)
+        gradient = self._job.gradient(self.weights, dealt.part(0, rank))
         orders = []
         for number, (bucket, piece) in enumerate(zip(self._buckets, gradient.split(self._job.sizes), strict=True)):
             await self._process.sleep(self._pace * self._random.random())
@@ -118,13 +136,14 @@ class Trainer:
         self._apply(closing)
 
     def _apply(self, closing: Closing) -> None:
-        means = [bucket[:-1] if closing.whole else bucket[:-1] / (float(bucket[-1]) or 1.0) for bucket in self._buckets]
+        whole = closing.whole
+        means = [bucket[:-1] if whole else bucket[:-1] / (float(bucket[-1]) or 1.0) for bucket in self._buckets]
         self.momentum.mul_(MOMENTUM).add_(torch.cat(means))
         self.weights.add_(self.momentum, alpha=-RATE)
-        dealt = deal(self.ledger, (1,) * len(self.uids), self._job.batch_size)
-        ranks = [r for r, uid in enumerate(self.uids) if uid in closing.contributors]
+        dealt, uids = self._drawn.deal, self._drawn.uids
+        ranks = [r for r, uid in enumerate(uids) if uid in closing.contributors]
         self.ledger = self.ledger.commit(dealt, 0, ranks)
-        contributors = tuple(self.uids[r] for r in ranks)
+        contributors = tuple(uids[r] for r in ranks)
         self.place = self._record.commit(self.place, dealt, ranks, contributors, self.weights, self.momentum)
         if not self.weights.isfinite().all():
             raise Broken(f"the weights are {self.weights.tolist()}")
@@ -184,7 +203,7 @@ class Trainer:
             "weights": self.weights,
             "momentum": self.momentum,
             "ballast": self._ballast,
-            "uids": list(self.uids),
+            "uids": list(self._drawn.uids),
             "ledger": msgspec.json.encode(self.ledger).decode(),
             "place": self.place,
         }
@@ -194,7 +213,8 @@ class Trainer:
         tree = state.unpack(self._memory)
         self.weights.copy_(tree["weights"])
         self.momentum.copy_(tree["momentum"])
-        self.uids = tuple(tree["uids"])
         self.ledger = msgspec.json.decode(tree["ledger"], type=Ledger)
+        uids = tuple(tree["uids"])
+        self._drawn = Drawn(deal(self.ledger, (1,) * len(uids), self._job.batch_size), uids, 0)
         self.place = tree["place"]
         self._record.check_healed(self.place, self.weights, self.momentum)

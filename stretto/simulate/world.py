@@ -43,7 +43,7 @@ class World:
         self.slow = rng.random() < 0.25
         self.promises = Promises()
         self.control, self.exchanges = Control(self), Data(self, self.clock)
-        self.job = job(seed, ballast=rng.random() < 0.04, measures=rng.random() < 0.02)
+        self.job = job(rng)
         self.record = Record(self.job)
         self.agents: list[Agent] = []
         self.by_uid: dict[int, Agent] = {}
@@ -225,12 +225,14 @@ class World:
 
     def _obstacle(self) -> str:
         """Why training cannot go on, whatever anybody does."""
-        views = [a.views.view for a in self.agents if a.alive and a.views is not None and a.views.view.number]
-        if not views:
-            return "" if self._by_label[FOUNDER].alive else "never began"
-        last = max(views, key=lambda view: view.number)
+        founder = self.agents[0]
+        assert founder.views is not None
+        if not self.promises.decided and not founder.views.view.number:
+            return "" if founder.alive else "never began"
         if not any(a.alive and a.healed for a in self.agents):
             return "model lost"
+        known = [a.views.view for a in self.agents if a.alive and a.views is not None]
+        last = max(known, key=lambda view: view.number)
         votes = {vote.uid for label, vote in self._disk.items() if vote is not None and self._by_label[label].alive}
         here = [uid for uid in last.voters if self.by_uid[uid].alive or uid in votes]
         if any(uid in self.promises.leavers for uid in last.voters):
