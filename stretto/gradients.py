@@ -148,12 +148,16 @@ class Bucket:
     def settle(self, closing: Closing | None = None) -> Tensor:
         """After the exchange: gradients that somebody used are views of the mean, the others ``None``.
 
-        The passengers' mean.
+        The passengers' mean; none where nobody's samples are in it.
         """
         gradients, flags, weight, _, passengers = self._cut(self.mean)
         if closing is not None and not closing.whole:
-            gradients.div_(float(weight))
-            passengers.div_(float(weight))
+            share = float(weight)
+            if share > 0:
+                gradients.div_(share)
+                passengers.div_(share)
+            else:  # those who took part had no samples: nothing moves
+                passengers = passengers[:0]
         for parameter, view, flag in zip(self.parameters, self.means, flags.tolist(), strict=True):
             parameter.grad = view if flag > 0 else None
         self.flags.fill_(1.0)

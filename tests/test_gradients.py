@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from stretto.gradients import BUCKET, Gradients, plan_buckets
+from stretto.session import Closing
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -158,6 +159,20 @@ def test_a_gradient_counts_as_much_as_its_weight_says() -> None:
     gradients.weight = 0.25
     net(torch.ones(1, 2)).sum().backward()
     assert net.weight.grad is not None and net.weight.grad.tolist() == [[0.25, 0.25]]
+
+
+def test_a_step_in_which_nobody_had_a_sample_moves_nothing() -> None:
+    """The survivors of a death may all have had empty parts: the mean over no samples is no number."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+    def send(number: int, of: int, flat: Tensor, mean: Tensor) -> Callable[[], Closing]:
+        return lambda: Closing(1, (1,), whole=False)
+
+    gradients = Gradients([model], allocate=memory, send=send)
+    gradients.weight = 0.0
+    model(torch.randn(3, 4)).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    assert model[1].running_var.all()
 
 
 @pytest.mark.parametrize("to_none", [True, False])

@@ -25,6 +25,18 @@ def test_everyone_gets_what_the_root_has(size: int) -> None:
             assert all(World(size).run(lambda link, r=root, k=numel: once(link, r, k)))
 
 
+@pytest.mark.parametrize("size", range(2, 9))
+def test_whoever_has_a_broadcast_knows_that_all_have_begun_it(size: int) -> None:
+    """Or its sender could be rounds ahead of somebody when the members change."""
+
+    async def once(link: Link) -> float:
+        await link.sleep(1.0 if link.rank == size - 1 else 0.0)
+        await broadcast(link, torch.zeros(8))
+        return link.now()
+
+    assert min(World(size).run(once)) >= 1.0
+
+
 def test_a_broadcast_is_passed_on_while_it_comes() -> None:
     async def once(link: Link) -> None:
         await broadcast(link, torch.empty(16 << 20, device="meta"))
