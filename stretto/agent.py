@@ -429,7 +429,7 @@ class Agent:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._go(failed=error is not None)
 
-    def _sender(self, group: int) -> Callable[[int, int, Tensor], Wait]:
+    def _sender(self, group: int) -> Callable[[int, int, Tensor, Tensor], Wait]:
         def send(bucket: int, of: int, x: Tensor, mean: Tensor) -> Wait:
             assert self._courier is not None
             if bucket == 0:

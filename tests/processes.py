@@ -40,7 +40,7 @@ from stretto.membership import Coordinator
 from stretto.trace import read
 
 SECRET = "a secret of the tests"
-DEADLINE = 8.0
+DEADLINE = 25.0
 """Seconds until what has not come will not come."""
 
 
@@ -140,13 +140,13 @@ class Run:
     ) -> None:
         self.lives: list[Life] = []
         self._size, self._function, self._args, self._folder, self._env = size, function, args, folder, env
-        address, self._listening = os.pipe()
+        reading, writing = os.pipe()
         self._words = folder / "coordinator.txt"
-        self.coordinator = _fork_coordinator(
-            size, self._listening, int(env.get("STRETTO_MIN_AGENTS", 0)) or None, self._words
-        )
-        self._address = os.read(address, 100).decode()
-        os.close(address)
+        self.coordinator = _fork_coordinator(size, writing, int(env.get("STRETTO_MIN_AGENTS", 0)) or None, self._words)
+        os.close(writing)
+        self._address = os.read(reading, 100).decode()
+        os.close(reading)
+        assert self._address, "the coordinator did not begin"
 
     def start(self, label: int) -> Life:
         """Start agent ``label``, or start it again."""
@@ -183,7 +183,6 @@ class Run:
         return [_result(child) for child in children]
 
     def close(self) -> None:
-        os.close(self._listening)
         _kill([life.child for life in self.lives])
         self.kill_coordinator()
 
@@ -197,7 +196,7 @@ def running(
     link: str = "tcp",
     environ: Mapping[str, str] | None = None,
 ) -> Iterator[Run]:
-    """A run of ``function(agent, life, *args)`` whose ``size`` agents are started; ``life`` counts each one's starts."""
+    """A run of ``function(agent, life, *args)``, all ``size`` agents started; ``life`` counts each one's starts."""
     _warm_up()
     run = Run(size, function, args, folder, {"STRETTO_LINK": link, **(environ or {})})
     try:

@@ -1,6 +1,8 @@
 """One agent's side of a run: rounds, views, and what is kept between them."""
 
 from stretto.session.rounds import Closing, Direct, Order
-from stretto.session.session import Session, Surroundings, Trainer, epoch_of
+from stretto.session.session import Session
+from stretto.session.surroundings import Surroundings, Trainer
+from stretto.session.views import epoch_of
 
 __all__ = ["Closing", "Direct", "Order", "Session", "Surroundings", "Trainer", "epoch_of"]

@@ -39,6 +39,11 @@ class Order:
     brings: bool = False
     round: int = 0
 
+    @property
+    def text(self) -> str:
+        """What ``x`` (uint8) spells."""
+        return bytes(self.x.numpy()).decode()
+
 
 @dataclass(frozen=True, slots=True)
 class Direct:

@@ -17,81 +17,19 @@ in the loop of a simulated agent; it does no I/O and knows no clock.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from stretto.core import Epoch, Link, Member, Network, State, Strategy
-from stretto.errors import Disagreement, NetworkError, PeerLost, StrettoError, UsageError
-from stretto.exchanges import Arriving, Offer, agree, broadcast, donate, fetch, measure, offered
+from stretto.core import Link, Network, Strategy
+from stretto.errors import NetworkError, PeerLost, StrettoError
 from stretto.membership.messages import Report, View
 from stretto.membership.settle import Settlement, settle
-from stretto.session.rounds import (
-    Cancel,
-    Closing,
-    Direct,
-    Order,
-    Parts,
-    Round,
-    exchange_number,
-    heal_number,
-    share_number,
-)
-
-Ended = Callable[[Any, BaseException | None], None]
-
-
-class Surroundings(Protocol):
-    """What a session is given: links of the epoch it is in, somebody who runs coroutines, and the membership's ear."""
-
-    def link(self, exchange: int) -> Link: ...
-    def forget(self, exchange: int) -> None: ...
-    def spawn(self, coroutine: Coroutine[Any, Any, Any], ended: Ended) -> Cancel: ...
-    def enter(self, epoch: Epoch, rank: int) -> None: ...
-    def abandon(self) -> None: ...
-    def measured(self, network: Network) -> None: ...
-    def ready(self, brought: str) -> None: ...
-    def at_fence(self, round: int) -> None: ...
-    def missed(self, peer: int) -> None:
-        """An exchange cannot end without that rank."""
-        ...
-
-    def event(self, name: str, **fields: Any) -> None: ...
-    def hold(self) -> None:
-        """Let the trainer do no fence by itself."""
-        ...
-
-    def direct(self) -> Direct | None:
-        """Let the trainer do no more by itself, and say where it is; None where it orders everything from us."""
-        ...
-
-    def direct_results(self, round: int) -> dict[int, Tensor]:
-        """Of the round that it is in, or passed last, by bucket, when all have done their part."""
-        ...
-
-
-class Trainer(Protocol):
-    """The other side of the orders."""
-
-    def done(self, number: int, closing: Closing | None) -> None:
-        """Order ``number`` is carried out; with the last one of a round comes its closing."""
-        ...
-
-    def failed(self, number: int, error: StrettoError) -> None: ...
-    def donate(self) -> None:
-        """Take a snapshot of your state, now that you wait; then call :meth:`Session.donated`."""
-        ...
-
-    def make_room(self, nbytes: int) -> None:
-        """Call :meth:`Session.room` with so much memory for a state."""
-        ...
-
-    def heal(self) -> None:
-        """That memory holds the state: take it over, then call :meth:`Session.healed`."""
-        ...
+from stretto.session import views
+from stretto.session.carrier import Carrier
+from stretto.session.healing import Healing
+from stretto.session.rounds import Cancel, Closing, Order, Parts, Round, exchange_number, share_number
+from stretto.session.surroundings import Ended, Surroundings, Trainer
 
 
 class Session:
@@ -99,8 +37,7 @@ class Session:
 
     def __init__(self, me: int, surroundings: Surroundings, trainer: Trainer) -> None:
         self._me, self._around, self._trainer = me, surroundings, trainer
-        self._strategies: dict[int, Strategy] = {}
-        self._codec: dict[tuple[int, int], State] = {}
+        self._carrier = Carrier(surroundings)
         self._view: View | None = None
         self._rank = 0
         self._frozen = False
@@ -114,33 +51,25 @@ class Session:
         self._labels: dict[int, int] = {}
         self._dealt: tuple[tuple[int, ...], ...] = ()
         self._to_deal: tuple[tuple[int, ...], ...] = ()
-        self._network = Network()
         self._refused: StrettoError | None = None
         self._direct_until = 0
         self._direct_view: View | None = None
         self._doubted: Round | None = None
-        self._snapshot: Tensor | None = None
-        self._snapshot_of = 0
-        self._offer: Offer | None = None
-        self._arriving: Arriving | None = None
+        self._healing = Healing(surroundings, trainer, self.refuse)
         self._side: list[Cancel] = []
 
     # What the trainer asks
 
     def use(self, group: int, strategy: Strategy) -> None:
         """Group ``group`` of buckets is averaged by ``strategy``."""
-        if strategy.signal != "gradient":
-            raise UsageError(
-                f"{strategy} exchanges the {strategy.signal}; this version exchanges gradients: use allreduce"
-            )
-        self._strategies[group] = strategy
+        self._carrier.use(group, strategy)
 
     def order(self, order: Order) -> None:
         if self._refused is not None:
             self._trainer.failed(order.number, self._refused)
             return
         if order.brings:
-            self._brought.update(_text(order.x).encode())
+            self._brought.update(order.text.encode())
         if order.round and order.round == self._direct_until and order.round < self._number:
             self._deliver_again(order)
             return
@@ -166,24 +95,19 @@ class Session:
         """The trainer's state (uint8), as it was before the round under way."""
         if self._round is None or not self._round.donated:
             return  # we were out meanwhile
-        self._snapshot, self._snapshot_of = snapshot, self._round.number
-        if not self._frozen:
-            self._serve()
+        self._healing.keep(snapshot, self._round.number)
+        if not self._frozen and self._view is not None:
+            self._healing.serve(self._view, self._rank)
             self._advance()
 
     def room(self, memory: Tensor) -> None:
-        offer = self._offer
-        if offer is None:
-            return  # we were out meanwhile
-        self._arriving = Arriving(offer.digest, memory[: offer.nbytes])
-        if not self._frozen and self._view is not None:
-            self._fetch(offer)
+        """Memory for the state that was offered to us."""
+        self._healing.room(memory)
 
     def healed(self) -> None:
         """The trainer has taken the state over."""
         self._healed = True
-        self._around.event("healed", round=self._number, nbytes=len(self._arriving.memory) if self._arriving else 0)
-        self._offer = self._arriving = None
+        self._around.event("healed", round=self._number, nbytes=self._healing.healed())
         if not self._frozen:
             self._advance()
 
@@ -226,8 +150,8 @@ class Session:
             fence=r is not None and r.fence,
             healed=self._healed and self._view is not None,
             brought=self.brought,
-            delay=self._network.delay,
-            rate=self._network.rate,
+            delay=self._carrier.network.delay,
+            rate=self._carrier.network.rate,
         )
 
     def _pronounce(self) -> None:
@@ -261,11 +185,11 @@ class Session:
         r.orders[order.bucket] = order
         if r.begun:
             self._doubted, r.results = None, self._around.direct_results(r.number)
-            self._hand_over(r, self._closing(r, _parts(self._direct_view, r.number)))
+            self._hand_over(r, self._closing(r, views.parts(self._direct_view, r.number)))
 
     def install(self, view: View) -> None:
         """A view is decided. If we are in it, go on in its epoch; else be a candidate."""
-        rank = next((r for r, seat in enumerate(view.seats) if seat.uid == self._me), None)
+        rank = views.rank_in(view, self._me)
         if rank is None:
             self.out()
             return
@@ -273,20 +197,19 @@ class Session:
         before, self._view = self._view, view
         self._frozen = self._held = self._expected = False
         self._rank = rank
-        self._network = Network(view.delay, view.rate)
         self._labels |= {seat.uid: seat.label for seat in view.seats}
-        self._around.enter(epoch_of(view), rank)
-        self._around.measured(self._network)
+        self._around.enter(views.epoch_of(view), rank)
+        self._carrier.assume(Network(view.delay, view.rate))
         if before is not None and any(report.uid == self._me for report in view.reports):
             self._moves = [(last, old) for last, old in self._moves if last < view.entry] + [(view.entry, view)]
             settlement = settle(view)
             if settlement is not None:
                 self._settle(settlement, before)
-        elif view.number == FIRST:
-            self._dealt = self._to_deal = (epoch_of(view).uids,)
+        elif view.number == views.FIRST:
+            self._dealt = self._to_deal = (views.epoch_of(view).uids,)
         else:
             self._enter_late(view)
-        labels = epoch_of(view).labels
+        labels = views.epoch_of(view).labels
         self._around.event("view", number=view.number, labels=labels, rank=rank, entry=view.entry, why=view.why)
         self._go_on()
 
@@ -298,7 +221,7 @@ class Session:
         self._frozen = self._held = self._expected = False
         self._last.clear()
         self._moves.clear()
-        self._snapshot = self._offer = self._arriving = None
+        self._healing.forget()
         waiting = self._round
         if waiting is None:
             return
@@ -336,55 +259,19 @@ class Session:
             if error is not None:
                 self._trainer.failed(order.number, _as_ours(error))
                 return
-            if order.what == "mean":
-                value, self._codec[order.group, order.bucket] = value
             self._finished(r, order.bucket, value)
 
+        assert self._view is not None
+        counts = self._me in views.parts(self._view, r.number).contributors
         r.running[order.bucket] = _nothing
-        cancel = self._around.spawn(self._carry_out(r, order, link), ended)
+        cancel = self._around.spawn(self._carrier.carry_out(r, order, link, counts=counts), ended)
         if order.bucket in r.running:
             r.running[order.bucket] = cancel
-
-    async def _carry_out(self, r: Round, order: Order, link: Link) -> Any:
-        match order.what:
-            case "mean":
-                assert self._view is not None
-                counts = self._me in _participants(self._view, r.number)
-                x = order.x.clone() if counts else torch.zeros_like(order.x)
-                strategy, state = self._strategies[order.group], self._codec.get((order.group, order.bucket))
-                (y,), state = await strategy.exchange.mean(link, [x], strategy.codec, state, r.number)
-                return y, state
-            case "broadcast":
-                x = order.x.clone()
-                await broadcast(link, x)
-                return x
-            case "agree":
-                await self._compare(r, link, order)
-            case "measure":
-                self._network = await measure(link)
-                self._around.measured(self._network)
-                return torch.tensor([self._network.delay, self._network.rate], dtype=torch.float64)
-            case "assume":
-                self._network = Network(*order.x.tolist())
-                self._around.measured(self._network)
-        return order.x
-
-    @staticmethod
-    async def _compare(r: Round, link: Link, order: Order) -> None:
-        """Who learns of a difference may end at once: so nobody does before all have heard."""
-        try:
-            await agree(link, order.about, _text(order.x))
-        except Disagreement as e:
-            r.verdict = e
-            with suppress(PeerLost):
-                await agree(link, "who has heard", "")
-            raise
 
     def _finished(self, r: Round, bucket: int, result: Tensor) -> None:
         if not r.results:
             self._last.clear()
-            if r.number > self._snapshot_of:
-                self._snapshot = None  # all have finished the round before, newcomers too
+            self._healing.passed(r.number)
         r.results[bucket] = result
         self._advance()
 
@@ -393,11 +280,12 @@ class Session:
         r = self._round
         if r is None or self._view is None:
             return
-        if r.begun and not r.donated and self._healed and self._snapshot is None and self._newcomers(r.number):
+        due = r.begun and not r.donated and self._healed and not self._healing.ready
+        if due and views.newcomers(self._view, r.number):
             r.donated = True
             self._trainer.donate()
             return
-        if not (r.begun and r.finished) or not self._healed or (r.donated and self._snapshot is None):
+        if not (r.begun and r.finished) or not self._healed or (r.donated and not self._healing.ready):
             return
         self._hand_over(r, self._close(r))
 
@@ -409,7 +297,7 @@ class Session:
 
     def _close(self, r: Round) -> Closing:
         assert self._view is not None
-        parts = r.shared or _parts(self._view, r.number)
+        parts = r.shared or views.parts(self._view, r.number)
         self._last, self._round, self._number = r.results, None, r.number + 1
         self._around.event(
             "commit",
@@ -430,7 +318,7 @@ class Session:
         self._moves = [(last, view) for last, view in self._moves if last > r.number]
         if not moved:
             return Closing(r.number, parts.contributors, whole)
-        epoch = epoch_of(moved[-1])
+        epoch = views.epoch_of(moved[-1])
         self._to_deal = (epoch.uids,) if r.fence else (*self._to_deal, epoch.uids)
         return Closing(r.number, parts.contributors, whole, epoch, epoch.uids.index(self._me))
 
@@ -441,7 +329,7 @@ class Session:
         ours = r if r is not None and r.number == settlement.round else None
         if settlement.share:
             if ours is not None and ours.shared is None:
-                ours.shared = _parts(before, ours.number)
+                ours.shared = views.parts(before, ours.number)
             if settlement.round > self._direct_until:
                 self._share(settlement)
             elif ours is not None:
@@ -493,9 +381,10 @@ class Session:
         if r is not None and r.shared is None:
             for order in list(r.orders.values()):
                 self._run(r, order)
+        assert self._view is not None
         if not self._healed:
-            self._seek()
-        self._serve()
+            self._healing.seek(self._view, self._rank, self._number)
+        self._healing.serve(self._view, self._rank)
         self._advance()
 
     def _stop(self) -> None:
@@ -504,90 +393,9 @@ class Session:
         for cancel in self._side:
             cancel()
         self._side.clear()
+        self._healing.stop()
         if self._view is not None:
             self._around.abandon()
-
-    # How a newcomer is healed
-
-    def _newcomers(self, number: int) -> list[int]:
-        """Ranks that get the state as it was before round ``number``."""
-        assert self._view is not None
-        view = self._view
-        return [r for r, seat in enumerate(view.seats) if not seat.healed and entry_of(view, seat.uid) == number]
-
-    def _serve(self) -> None:
-        """Let the newcomers have our snapshot."""
-        if self._snapshot is None or self._view is None:
-            return
-        for rank in self._newcomers(self._snapshot_of):
-            if rank != self._rank:
-                link = self._around.link(heal_number(self._snapshot_of, rank))
-                self._side.append(self._around.spawn(donate(link, rank, self._snapshot), _ignore))
-
-    def _seek(self) -> None:
-        """Ask who can give us the state; go on with what we have of it from before."""
-
-        def ended(offer: Any, error: BaseException | None) -> None:
-            if error is not None:
-                return  # nobody who has it is left in this epoch
-            self._offer = offer
-            if self._arriving is not None and self._arriving.digest == offer.digest:
-                self._fetch(offer)
-            else:
-                self._trainer.make_room(offer.nbytes)
-
-        self._side.append(self._around.spawn(offered(self._heal_link(), self._donors()), ended))
-
-    def _fetch(self, offer: Offer) -> None:
-        assert self._arriving is not None
-
-        def ended(_: Any, error: BaseException | None) -> None:
-            if error is None:
-                self._trainer.heal()
-            elif isinstance(error, Disagreement):
-                self.refuse(error)
-
-        self._side.append(self._around.spawn(fetch(self._heal_link(), offer.donors, self._arriving), ended))
-
-    def _heal_link(self) -> Link:
-        return self._around.link(heal_number(self._number, self._rank))
-
-    def _donors(self) -> list[int]:
-        assert self._view is not None
-        return [rank for rank, seat in enumerate(self._view.seats) if seat.healed and rank != self._rank]
-
-
-FIRST = 1
-"""The view with which a run begins: all its members are healed, their weights are the first one's."""
-
-
-def epoch_of(view: View) -> Epoch:
-    """The epoch that a view begins."""
-    return Epoch(
-        view.number,
-        tuple(Member(rank, s.host, s.pid, s.addresses, s.uid, s.label, s.healed) for rank, s in enumerate(view.seats)),
-    )
-
-
-def entry_of(view: View, uid: int) -> int:
-    """The first round in which a member takes part, with nothing of its own; 0 for those of the first view."""
-    since = next((report.since for report in view.reports if report.uid == uid), None)
-    if since is not None:
-        return since
-    return 0 if view.number == FIRST else view.entry
-
-
-def _participants(view: View, number: int) -> tuple[int, ...]:
-    """Uids of those with a part of their own in round ``number``."""
-    return tuple(s.uid for s in view.seats if entry_of(view, s.uid) < number)
-
-
-def _parts(view: View, number: int) -> Parts:
-    return Parts(_participants(view, number), len(view.seats))
-
-
-def _text(x: Tensor) -> str:
-    return bytes(x.numpy()).decode()
 
 
 def _as_ours(error: BaseException) -> StrettoError:
@@ -597,8 +405,4 @@ def _as_ours(error: BaseException) -> StrettoError:
 
 
 def _nothing() -> None:
-    return None
-
-
-def _ignore(value: Any, error: BaseException | None) -> None:
     return None
