@@ -118,7 +118,7 @@ class Bucket:
     def _cut(self, flat: Tensor) -> Sequence[Tensor]:
         """Gradients, flags, weight, wish, passengers."""
         at, pieces = self.plan.gradients, len(self.plan.pieces)
-        return flat.split([at, pieces, 1, 1, len(flat) - at - pieces - 2])
+        return torch.split(flat, [at, pieces, 1, 1, len(flat) - at - pieces - 2])
 
     def take(self, place: int) -> None:
         """A gradient is final: move it here unless it already is."""

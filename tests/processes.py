@@ -127,10 +127,6 @@ class Life:
         """To the trainer and its courier."""
         os.killpg(self.child.pid, number)
 
-    @property
-    def courier(self) -> int:
-        return psutil.Process(self.child.pid).children()[0].pid
-
 
 class Run:
     """Agents of one run, as they come: ``lives`` in the order of their starts."""

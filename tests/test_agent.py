@@ -1,4 +1,4 @@
-"""What users do with an agent: each works as in one process or is refused in words; when somebody goes the others go on."""
+"""What users do with an agent works as in one process or is refused in words; when somebody goes the others go on."""
 
 from __future__ import annotations
 

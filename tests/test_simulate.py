@@ -19,6 +19,7 @@ from stretto.core import Epoch, Member, Strategy
 from stretto.errors import PeerLost, StrettoError, UnknownName, UsageError
 from stretto.ledger import Ledger, deal
 from stretto.session import session
+from stretto.session.rounds import Parts
 from stretto.simulate import MIXES, Broken, Setting, examine, faults, play, schedule, storm, trace
 from stretto.simulate.clock import Clock
 from stretto.simulate.lines import Line, Network
@@ -245,7 +246,8 @@ def test_a_session_that_shares_nothing_is_found_out_with_its_fewest_faults(monke
 
 
 def test_weights_that_nobody_healed_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_participants", lambda view, number: tuple(seat.uid for seat in view.seats))
+    everybody = lambda view, number: Parts(tuple(seat.uid for seat in view.seats), len(view.seats))  # noqa: E731
+    monkeypatch.setattr(session.views, "parts", everybody)
     tally = examine(range(1, 5), RING, Setting("deaths", 3, 4))
     assert any("from those of one process" in found.why for found in tally.breaks)
 

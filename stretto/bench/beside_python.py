@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from stretto import strategies
@@ -62,7 +61,7 @@ def run(command: str, say: Callable[[str], None]) -> Section:
     headers = ("what", "who", "idle, ms", "beside Python, ms", "times", "goal", "reached")
     about = (
         "2 agents. Beside Python: the thread that began the exchange runs a loop of arithmetic until the result is "
-        f"there. A death: an agent is gone in the middle of an exchange, and the other goes on without it; {DEATHS} times."
+        f"there. A death: an agent is gone when the next exchange begins, and the other goes on alone; {DEATHS} times."
     )
     return Section(
         title="Exchange beside Python", command=command, about=about, headers=headers, cells=tuple(cells), data=data

@@ -21,6 +21,7 @@ class Courier(Protocol):
     def order(self, group: int, x: Tensor, out: Tensor, *, bucket: int, of: int, fence: bool) -> Wait: ...
     def passed(self, round: int) -> None: ...
     def saw(self, round: int) -> bool: ...
+    def lives(self) -> bool: ...
 
 
 class Direct:
@@ -57,7 +58,8 @@ class Direct:
             return self._order_all()
         if bucket < self._of - 1:
             return None
-        if not self._desk.passed(self._round) and not self._courier.saw(self._round):
+        counts = self._desk.passed(self._round) and self._courier.lives()  # (one that was left out is ended)
+        if not counts and not self._courier.saw(self._round):
             return self._order_all()
         self._courier.passed(self._round)
         return Closing(self._round, self._uids)

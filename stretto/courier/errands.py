@@ -49,10 +49,11 @@ from stretto.courier.orders import (
 )
 from stretto.courier.place import Place
 from stretto.errors import PeerLost, Refused, StrettoError, UsageError
+from stretto.exchanges import agree
 from stretto.links.connect import Switchboard
-from stretto.links.loop import Loop
+from stretto.links.loop import Loop, Task
 from stretto.links.memory import Arena, Board
-from stretto.links.mesh import Mesh
+from stretto.links.mesh import EXCHANGE_BITS, Mesh
 from stretto.links.tls import make_certificate
 from stretto.membership import Runner, View
 from stretto.membership.stores import open_store
@@ -61,7 +62,8 @@ from stretto.text import parse
 from stretto.trace import Trace
 
 _LINGER: Final = 1.0
-"""Seconds that a courier which leaves waits for its peers to have read everything."""
+"""Seconds that a courier which leaves waits for its peers to leave too, and to have read everything."""
+_FAREWELL: Final = (1 << EXCHANGE_BITS) - 1
 
 
 def be_courier(place: Place, pair: socket.socket, trainer: int, desk: Desk) -> NoReturn:
@@ -124,7 +126,7 @@ class _Errands:
             event=self._trace.event,
         )
         self._memory: list[Arena] = []
-        self.leaving = self._over = False
+        self.leaving = self._finished = self._over = False
 
     def run(self) -> None:
         self._loop.watch(self._pair.fileno(), select.EPOLLIN, self._hear_trainer)
@@ -231,7 +233,7 @@ class _Errands:
             case Ask():
                 self._answer(self._counted())
             case Finish():
-                self.leaving = True
+                self._finished = True
                 self._loop.spawn(self._leave())
 
     def _counted(self) -> Counted:
@@ -250,21 +252,42 @@ class _Errands:
         return self._memory[place.memory].tensor(place.offset, place.numel, DTYPES[place.dtype])
 
     async def _leave(self) -> None:
-        """Say goodbye, and keep reading for a moment so that closing does not reset what peers still have to read."""
-        self.runner.leave()
-        self._around.mesh.bye()
+        """Stay until the others have our last round too, say goodbye, and read on while they read."""
         self._loop.forget(self._pair.fileno())
         self._pair.close()
+        await self._see_the_others_off()
+        self.leaving = True
+        self.runner.leave()
+        self._around.mesh.bye()
         until = time.monotonic() + _LINGER
         while time.monotonic() < until and self._around.mesh.totals().connections:
             await self._loop.sleep(0.01)
         self._over = True
 
+    async def _see_the_others_off(self) -> None:
+        """Who leaves is a member until all leave, or go on for a moment without asking for anything.
+
+        If somebody dies meanwhile, we may be the one who has what the others lack.
+        """
+        until = time.monotonic() + _LINGER
+        said: Task | None = None
+        where = -1
+        while time.monotonic() < until:
+            epoch = self._around.mesh.epoch
+            if self._session.frozen:
+                until = max(until, time.monotonic() + _LINGER)
+            elif where != epoch.number:
+                where = epoch.number
+                said = self._loop.spawn(agree(self._around.link(_FAREWELL), "who leaves", ""))
+            if said is not None and said.done and said.error is None:
+                return
+            await self._loop.sleep(0.002)
+
     def _answer(self, answer: Answer) -> None:
         try:
             self._pair.send(encode(answer))
         except OSError:
-            self._over = self._over or not self.leaving
+            self._over = self._over or not self._finished
 
 
 class _Around:

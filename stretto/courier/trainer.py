@@ -160,7 +160,11 @@ class Courier:
 
     def _is_over(self) -> bool:
         """Has our courier frozen the epoch, or ended?"""
-        return self._desk.frozen or bool(self._hangs_up.poll(0))
+        return self._desk.frozen or not self.lives()
+
+    def lives(self) -> bool:
+        """Is our courier there?"""
+        return not self._hangs_up.poll(0)
 
     def mean(self, group: int, x: Tensor, out: Tensor, *, bucket: int = 0, of: int = 1, fence: bool = False) -> Wait:
         """Begin ``out`` = average of ``x`` (1-d, from :meth:`allocate`), one of a round's ``of`` buckets.

@@ -164,6 +164,8 @@ class Helm(Follower, ABC):
         pair = self._complaints.note(by, about, self.view.number)
         if pair is not None and self._proposal is None:
             worse = self._complaints.worse(pair, lambda uid: -1 if uid == self.me else ranks[uid])
+            if worse == self.me:  # who leads stays: nobody else can propose a view without it
+                (worse,) = pair - {self.me}
             self._suspect(worse, f"{listed([self._label(uid) for uid in pair])} cannot reach each other")
         elif self._proposal is None:
             self._ask(f"the connection of {listed([self._label(by), self._label(about)])} broke ({why})")

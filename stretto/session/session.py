@@ -124,6 +124,11 @@ class Session:
         return self._number
 
     @property
+    def frozen(self) -> bool:
+        """Between two epochs?"""
+        return self._frozen
+
+    @property
     def begun(self) -> int:
         """The latest round that the trainer has begun."""
         return self._number if self._round is not None and self._view is not None else self._number - 1
@@ -334,7 +339,9 @@ class Session:
                 self._share(settlement)
             elif ours is not None:
                 ours.results = self._around.direct_results(ours.number)
-        elif ours is not None:
+            return
+        self._direct_until = min(self._direct_until, settlement.round - 1)  # what the board has of it is of no account
+        if ours is not None:
             ours.results.clear()
             ours.shared, ours.direct = None, False
             self._around.event("redo", round=ours.number)

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from stretto.errors import NetworkError, ProtocolError
 from stretto.links import wire
 from stretto.links.handshake import ANYONE, Claim, Handshake, Purpose
-from stretto.membership import Decoder, Join, Leave, Left, Lost, Welcome, encode
-from stretto.membership.messages import LONGEST_REQUEST, Seat
+from stretto.membership import Decoder, Hello, Report, Seat, View, Vote, encode
+from stretto.membership.messages import LONGEST, Ballot, Decide, Leave, Prepare, Promise
 
 MOST_MEMORY = 4 << 20
 SLOWEST = 1.0
@@ -50,17 +50,21 @@ def frames(rng: random.Random) -> None:
 
 
 def messages(rng: random.Random) -> None:
-    """The coordinator's decoder."""
-    seat = Seat("host", 7, ("10.0.0.1:1", "unix:x"))
+    """What is said on control connections."""
+    seat = Seat(5, 1, "host", 7, ("10.0.0.1:1", "unix:x"), ("10.0.0.1:2",))
+    report = Report(5, 9, True, b"\0\1", True, True, "digest")
+    view = View(2, (seat,) * 3, (5, 6), 5, (report,), 9, "agent 2 was lost", 0.1, 1e9)
+    ballot = Ballot(1, 5)
+    vote = Vote(5, 3, ballot, ballot, view)
     known = (
-        Join(3, "host", 1, ("10.0.0.1:1",)),
+        Hello(seat, 3, 2, vote),
         Leave(),
-        Left(2),
-        Lost(1, "gone"),
-        Welcome(1, 0, (seat,) * 3, 0.1, 1e9),
+        Prepare(view, ballot),
+        Promise(3, ballot, vote, report),
+        Decide(view),
     )
     stream = b"".join(encode(rng.choice(known)) for _ in range(rng.randrange(4)))
-    decoder = Decoder(LONGEST_REQUEST)
+    decoder = Decoder(LONGEST)
     try:
         for piece in _pieces(rng, _altered(rng, stream)):
             decoder.feed(piece)
