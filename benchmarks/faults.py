@@ -21,6 +21,7 @@ import msgspec
 from stretto import workloads
 from stretto.errors import StrettoError
 from stretto.lab import trial
+from stretto.lab.story import Account
 from stretto.lab.summary import spread
 from stretto.lab.trial import Place, Result, Weather
 from stretto.workloads.result import Job, machine, versions
@@ -122,7 +123,14 @@ def storm(s: Setting) -> Iterator[Row]:
     account, faults = found.account, sum(kind.count for kind in found.faults)
     yield share(f"storm, {faults} faults: living agents that take part in a step", account.taking_part, 0.90)
     yield share("storm: throughput, of the living share", account.throughput, 0.95)
+    yield limit("storm, a worker is killed → next step of the others", _of("kill", account, "next_commit"), 0.5, 1.0)
+    yield limit("storm, a worker is killed → it is back in the training", _of("kill", account, "back"), None, 10)
+    yield limit("storm, a cable is cut → noticed", _of("cut", account, "noticed"), None, 3)
     yield nothing_lost("the storm", [found])
+
+
+def _of(kind: str, account: Account, what: str) -> list[float | None]:
+    return [getattr(a, what) for a in account.aftermaths if a.deed.kind == kind]
 
 
 def slow(s: Setting) -> Iterator[Row]:

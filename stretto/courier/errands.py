@@ -56,6 +56,7 @@ from stretto.links.memory import Arena, Board
 from stretto.links.mesh import EXCHANGE_BITS, Mesh
 from stretto.links.tls import make_certificate
 from stretto.membership import Runner, View
+from stretto.membership.control import process_state
 from stretto.membership.stores import open_store
 from stretto.session import Closing, Direct, Order, Session, epoch_of
 from stretto.text import parse
@@ -389,13 +390,15 @@ class _Around:
     def _end_writers(self, epoch: Epoch) -> None:
         """Couriers of those who are out could write into the memory of those who are in, if they ran again: end them.
 
-        Trainers write only into their own; one that has left may have a model to save.
+        So are trainers that stand still: when they go on they could take what was begun without us for a result.
+        Others have left, and may have a model to save, or find that their courier has ended.
         """
         for rank, member in enumerate(self._sharers):
             pid = self._board.courier_of(rank) if self._board is not None and member.uid not in epoch.uids else 0
             if pid:  # (0 would be all of us)
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                for one in (pid, member.pid) if process_state(member.pid) == "T" else (pid,):
+                    with suppress(ProcessLookupError):
+                        os.kill(one, signal.SIGKILL)
         self._sharers = ()
 
     def abandon(self) -> None:
