@@ -208,7 +208,7 @@ class Agent:
             workers=workers,
             shuffle=shuffle,
             on_batch=drawn,
-            on_begin=self._go_on,
+            on_begin=self._begin_once,
             fenced=self._courier is not None,
             members=self.epoch.uids,
         )
@@ -236,6 +236,9 @@ class Agent:
         """
         self._saver, self._begun = Saver(place, every, keep, _say), False
         return self._go_on()
+
+    def _begin_once(self) -> None:
+        self._go_on()
 
     def _go_on(self) -> bool:
         """Once, at the beginning: agree on where we begin."""

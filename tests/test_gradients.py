@@ -237,7 +237,7 @@ def halve_buffers(flat: Tensor) -> None:
     ],
 )
 def test_buffers_ride_with_the_last_bucket(rule: Any, leads: bool, change: Any, expected: float) -> None:
-    """The other agent's buffers are zero here: a mean over two halves ours, and who follows a lost first keeps its own."""
+    """The other's buffers are zero here: a mean over two halves ours, and who follows a lost first keeps its own."""
     norm = nn.BatchNorm1d(2)
     watch(nn.Sequential(nn.Linear(2, 2), norm), sends=Sends(change), buffers=rule, leads=lambda: leads)
     assert norm.running_mean is not None

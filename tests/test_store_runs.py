@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 import stores as servers
-from test_stores import PATIENCE, SECRET, Run, run, server, until
+from test_stores import SECRET, Run, run, server, until
 
 from stretto.links import addresses as places
 from stretto.membership.entry import enter

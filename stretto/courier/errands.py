@@ -8,20 +8,18 @@ import resource
 import select
 import signal
 import socket
-import ssl
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from typing import Any, Final, NoReturn
+from collections.abc import Callable
+from typing import Final, NoReturn
 
 import torch
 from torch import Tensor
 
-from stretto.core import Epoch, Link, Member, Network
-from stretto.courier.desk import Desk, is_complete
+from stretto.courier.around import Around
+from stretto.courier.desk import Desk
 from stretto.courier.orders import (
     DTYPES,
     LONGEST,
@@ -48,17 +46,15 @@ from stretto.courier.orders import (
     read_order,
 )
 from stretto.courier.place import Place
-from stretto.errors import PeerLost, Refused, StrettoError, UsageError
+from stretto.courier.sharing import Sharing
+from stretto.errors import PeerLost, Refused, StrettoError
 from stretto.exchanges import agree
-from stretto.links.connect import Switchboard
 from stretto.links.loop import Loop, Task
-from stretto.links.memory import Arena, Board
-from stretto.links.mesh import EXCHANGE_BITS, Mesh
-from stretto.links.tls import make_certificate
+from stretto.links.memory import Arena
+from stretto.links.mesh import EXCHANGE_BITS
 from stretto.membership import Runner, View
-from stretto.membership.control import process_state
 from stretto.membership.stores import open_store
-from stretto.session import Closing, Direct, Order, Session, epoch_of
+from stretto.session import Closing, Order, Session
 from stretto.text import parse
 from stretto.trace import Trace
 
@@ -103,9 +99,10 @@ class _Errands:
         self._label = place.seat.label
         self._trace = Trace(place.trace, self._label)
         self._loop = Loop()
-        self._around = _Around(self, desk)
+        self._sharing = Sharing(desk)
+        self._around = Around(self._loop, place, self._sharing, self._trace.event)
         self._session = Session(place.seat.uid, self._around, self)
-        self.runner = Runner(
+        self._runner = Runner(
             place.seat,
             place.secret,
             view=place.view,
@@ -116,7 +113,7 @@ class _Errands:
             min_agents=place.min_agents,
             state=place.state,
             trainer=trainer,
-            round=self._around.latest,
+            round=self._latest,
             store=open_store(place.store, place.secret) if place.store else None,
             freeze=self._in_loop(self._freeze),
             hold=self._in_loop(self._session.hold),
@@ -126,21 +123,23 @@ class _Errands:
             say=self._say,
             event=self._trace.event,
         )
+        self._around.ear = self._runner
         self._memory: list[Arena] = []
-        self.leaving = self._finished = self._over = False
+        self._leaving = self._finished = self._over = False
 
     def run(self) -> None:
         self._loop.watch(self._pair.fileno(), select.EPOLLIN, self._hear_trainer)
         if any(seat.uid == self._place.seat.uid for seat in self._place.view.seats):
             self._session.install(self._place.view)
-        self.runner.start()
+        self._runner.start()
         while not self._over:
             self._loop.turn()
-        self.runner.close()
+        self._runner.close()
         self._around.close()
 
-    def session_round(self) -> int:
-        return self._session.begun
+    def _latest(self) -> int:
+        """The latest round that the trainer has begun; asked in the membership's thread."""
+        return max(self._session.begun, self._sharing.begun)
 
     # What the session needs to reach the trainer
 
@@ -165,10 +164,10 @@ class _Errands:
         return lambda *args: self._loop.call(lambda: function(*args))
 
     def _freeze(self, number: int) -> None:
-        self.runner.frozen(number, self._session.freeze())
+        self._runner.frozen(number, self._session.freeze())
 
     def _install(self, view: View) -> None:
-        if self._place.link == "c10d" and not self.leaving:
+        if self._place.link == "c10d" and not self._leaving:
             lost = PeerLost(
                 f"agent {self._label} cannot go on ({view.why}): link c10d loses all with one; use link tcp"
             )
@@ -177,15 +176,15 @@ class _Errands:
         self._session.install(view)
 
     def _out(self, why: str) -> None:
-        if self.leaving:
+        if self._leaving:
             return
         self._say(f"agent {self._label} is out: {why}; it comes back at its next step")
         self._session.out()
 
     def _deny(self, why: str) -> None:
-        if not self.leaving:
+        if not self._leaving:
             self._session.refuse(Refused(f"agent {self._label} is not let in: {why}"))
-            threading.Thread(target=self.runner.close, daemon=True).start()
+            threading.Thread(target=self._runner.close, daemon=True).start()
 
     def _say(self, text: str) -> None:
         print(f"stretto: {text}", file=sys.stderr, flush=True)
@@ -218,7 +217,8 @@ class _Errands:
                     )
                 )
             case Serve():
-                self._around.serve(Arena.open(order.pid, order.fd, order.nbytes), order.rank, order.size)
+                board = Arena.open(order.pid, order.fd, order.nbytes)
+                self._sharing.serve(board, order.rank, self._around.mesh.epoch.members)
             case Memory():
                 self._memory.append(Arena.open(self._trainer, order.fd, order.nbytes))
             case Use():
@@ -230,7 +230,7 @@ class _Errands:
             case Healed():
                 self._session.healed()
             case Passed():
-                self._answer(Seen(order.round <= self._around.passed))
+                self._answer(Seen(self._sharing.saw(order.round)))
             case Ask():
                 self._answer(self._counted())
             case Finish():
@@ -257,8 +257,8 @@ class _Errands:
         self._loop.forget(self._pair.fileno())
         self._pair.close()
         await self._see_the_others_off()
-        self.leaving = True
-        self.runner.leave()
+        self._leaving = self._around.deaf = True
+        self._runner.leave()
         self._around.mesh.bye()
         until = time.monotonic() + _LINGER
         while time.monotonic() < until and self._around.mesh.totals().connections:
@@ -289,146 +289,3 @@ class _Errands:
             self._pair.send(encode(answer))
         except OSError:
             self._over = self._over or not self._finished
-
-
-class _Around:
-    """The session's surroundings: links of the mesh, tasks of the loop, the runner's ear."""
-
-    def __init__(self, errands: _Errands, desk: Desk) -> None:
-        self._errands = errands
-        self._desk = desk
-        self._board: Board | None = None
-        self._sharers: tuple[Member, ...] = ()
-        self._left: dict[int, str] = {}
-        self.passed = 0
-        place = errands._place
-        self._uid = place.seat.uid
-        self._loop = errands._loop
-        self.event = errands._trace.event
-        seat = place.seat
-        nowhere = Epoch(0, (Member(0, seat.host, seat.pid, seat.addresses, seat.uid, seat.label),))
-        self._switchboard = Switchboard(
-            self._loop,
-            nowhere.members[0],
-            nowhere.members,
-            place.secret,
-            make_certificate(),
-            unix=False,
-            adopt=self._adopt,
-            lose=self._give_up,
-        )
-        self.mesh = Mesh(self._loop, 0, nowhere, self._switchboard.dial, self._lost)
-        if place.link == "c10d":
-            self.mesh = self._meet_by_c10d(place)
-        else:
-            for listener in place.data:
-                self._switchboard.answer(listener)
-
-    def _meet_by_c10d(self, place: Place) -> Mesh:
-        from stretto.links import c10d  # noqa: PLC0415  (torch.distributed is loaded where it is asked for)
-
-        epoch = epoch_of(place.view)
-        if place.seat.uid not in epoch.uids:
-            raise UsageError(f"agent {place.seat.label} comes too late: link c10d takes no newcomers; use link tcp")
-        rank = epoch.uids.index(place.seat.uid)
-        groups = c10d.Groups(rank, epoch, place.data[0].fileno())
-        return c10d.GroupMesh(self._loop, rank, epoch, groups, self._lost)
-
-    def close(self) -> None:
-        self._switchboard.close()
-        self.mesh.close()
-
-    def link(self, exchange: int) -> Link:
-        return self.mesh.link(exchange)
-
-    def forget(self, exchange: int) -> None:
-        self.mesh.forget(exchange)
-
-    def spawn(
-        self, coroutine: Coroutine[Any, Any, Any], ended: Callable[[Any, BaseException | None], None]
-    ) -> Callable[[], None]:
-        task = self._loop.spawn(coroutine)
-        task.then(lambda waiter: ended(waiter.value, waiter.error))
-        return task.cancel
-
-    def serve(self, arena: Arena, rank: int, size: int) -> None:
-        """This epoch's board. (If the epoch is over already the trainer will not use it.)"""
-        self._board = Board(arena, rank, size, lambda: self._desk.frozen)
-        self._sharers = self.mesh.epoch.members
-        self._desk.open()
-        self._board.serve()
-
-    def latest(self) -> int:
-        """The latest round that the trainer has begun; asked in the membership's thread."""
-        return max(self._errands.session_round(), self._desk.begun)
-
-    def hold(self) -> None:
-        self._desk.hold()
-
-    def direct(self) -> Direct | None:
-        if self._board is None or self._desk.frozen:
-            return None
-        self._desk.freeze()
-        self._board.freeze()
-        at = self._desk.standing()
-        self.passed = at.round - 1
-        return Direct(at.round, at.begun, at.of, at.fence, is_complete(self._board, at))
-
-    def direct_results(self, round: int) -> dict[int, Tensor]:
-        assert self._board is not None
-        return {
-            bucket: self._board.result(ticket, self._desk.blank(bucket))
-            for bucket, ticket in enumerate(self._desk.tickets(round))
-        }
-
-    def enter(self, epoch: Epoch, rank: int) -> None:
-        self._end_writers(epoch)
-        self._desk.let_go()
-        self._switchboard.enter(epoch.members)
-        self.mesh.enter(epoch, rank)
-
-    def _end_writers(self, epoch: Epoch) -> None:
-        """Couriers of those who are out could write into the memory of those who are in, if they ran again: end them.
-
-        So are trainers that stand still: when they go on they could take what was begun without us for a result.
-        Others have left, and may have a model to save, or find that their courier has ended.
-        """
-        for rank, member in enumerate(self._sharers):
-            pid = self._board.courier_of(rank) if self._board is not None and member.uid not in epoch.uids else 0
-            if pid:  # (0 would be all of us)
-                for one in (pid, member.pid) if process_state(member.pid) == "T" else (pid,):
-                    with suppress(ProcessLookupError):
-                        os.kill(one, signal.SIGKILL)
-        self._sharers = ()
-
-    def abandon(self) -> None:
-        self.mesh.abandon()
-
-    def measured(self, network: Network) -> None:
-        self.mesh.network = network
-
-    def ready(self, brought: str) -> None:
-        self._errands.runner.ready(brought)
-
-    def at_fence(self, round: int) -> None:
-        self._errands.runner.fence(round)
-
-    def _give_up(self, uid: int, why: str) -> None:
-        self.mesh.lose(uid, why)
-
-    def _adopt(self, uid: int, sock: socket.socket) -> None:
-        self.event("connect", peer=uid, family=sock.family.name, tls=isinstance(sock, ssl.SSLSocket))
-        self.mesh.adopt(uid, sock)
-
-    def _lost(self, uid: int, why: str, left: bool) -> None:
-        """Who has left with a goodbye is missed only when an exchange needs it."""
-        self._switchboard.parted(uid)
-        if left:
-            self._left[uid] = why
-        elif not self._errands.leaving:
-            self._errands.runner.suspect(uid, why)
-
-    def missed(self, peer: int) -> None:
-        uid = self.mesh.uids[peer] if peer >= 0 else 0
-        if uid in self._left and not self._errands.leaving:
-            self._errands.runner.suspect(uid, self._left[uid])

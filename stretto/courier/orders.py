@@ -57,7 +57,6 @@ class Serve(msgspec.Struct, tag=True, frozen=True):
     fd: int
     nbytes: int
     rank: int
-    size: int
 
 
 class Donated(msgspec.Struct, tag=True, frozen=True):

@@ -151,7 +151,7 @@ class Courier:
         board = Board(arena, rank, epoch.size, self._is_over)
         board.register(self._common, self._pid)
         pid, fd, nbytes = where.tolist()
-        self._tell(Serve(pid, fd, nbytes, rank, epoch.size))
+        self._tell(Serve(pid, fd, nbytes, rank))
         closing = self._wait(self._run("broadcast", self._words[:8]))  # everybody is registered
         if closing is not None and (closing.epoch is not None or closing.alone):
             return closing

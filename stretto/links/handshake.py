@@ -65,7 +65,7 @@ class _Status(IntEnum):
 class Claim:
     """Who a side says it is: ``rank`` of ``epoch``, speaking to ``peer``.
 
-    A listener may leave ``peer`` :data:`ANYONE`; at a rendezvous, where ranks are the uids of processes, the dialer too.
+    A listener may leave ``peer`` :data:`ANYONE`; at a rendezvous, where ranks are uids of processes, the dialer too.
     """
 
     purpose: Purpose

@@ -53,8 +53,6 @@ class Session:
         self._to_deal: tuple[tuple[int, ...], ...] = ()
         self._refused: StrettoError | None = None
         self._direct_until = 0
-        self._direct_view: View | None = None
-        self._doubted: Round | None = None
         self._healing = Healing(surroundings, trainer, self.refuse)
         self._side: list[Cancel] = []
 
@@ -70,9 +68,6 @@ class Session:
             return
         if order.brings:
             self._brought.update(order.text.encode())
-        if order.round and order.round == self._direct_until and order.round < self._number:
-            self._deliver_again(order)
-            return
         if self._view is None and not order.fence:
             self._trainer.done(order.number, Closing(0, alone=True))
             return
@@ -172,7 +167,6 @@ class Session:
         if direct is None or self._view is None:
             return
         self._direct_until = direct.round if direct.begun else direct.round - 1
-        self._direct_view = self._view
         if direct.round < self._number or self._round is not None:
             return
         self._number, self._last = direct.round, {}
@@ -180,17 +174,6 @@ class Session:
             self._round = Round(direct.round, direct.of, direct.fence, direct=True)
             if direct.finished:
                 self._round.results = self._around.direct_results(direct.round)
-
-    def _deliver_again(self, order: Order) -> None:
-        """The trainer has passed this round by itself in the moment in which we froze, and does not believe it."""
-        assert self._direct_view is not None
-        if self._doubted is None:
-            self._doubted = Round(order.round, order.of, order.fence)
-        r = self._doubted
-        r.orders[order.bucket] = order
-        if r.begun:
-            self._doubted, r.results = None, self._around.direct_results(r.number)
-            self._hand_over(r, self._closing(r, views.parts(self._direct_view, r.number)))
 
     def install(self, view: View) -> None:
         """A view is decided. If we are in it, go on in its epoch; else be a candidate."""

@@ -48,7 +48,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """One agent's end. ``trained``: samples by all agents, as the ledger's ``proof`` says; ``samples``: by this life."""
+    """One agent's end. ``trained``: samples by all, as the ledger's ``proof`` says; ``samples``: by this life of it."""
 
     rank: int
     agents: int
