@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 
 import torch
@@ -21,6 +22,7 @@ class Carrier:
         self._around = around
         self._strategies: dict[int, Strategy] = {}
         self._codec: dict[tuple[int, int], State] = {}
+        self._spare: dict[tuple[torch.dtype, int], list[Tensor]] = {}
         self.network = Network()
 
     def use(self, group: int, strategy: Strategy) -> None:
@@ -49,7 +51,8 @@ class Carrier:
         """
         match order.what:
             case "mean":
-                return await self._mean(r, order, link, order.x.clone() if counts else torch.zeros_like(order.x))
+                x = self._copy(order.x)
+                return await self._mean(r, order, link, x if counts else x.zero_())
             case "broadcast":
                 x = order.x.clone()
                 await broadcast(link, x)
@@ -62,6 +65,15 @@ class Carrier:
             case "assume":
                 self.assume(Network(*order.x.tolist()))
         return order.x
+
+    def recycle(self, results: Iterable[Tensor]) -> None:
+        """Nobody reads these any more: the next copies may be made there."""
+        for x in results:
+            self._spare.setdefault((x.dtype, x.numel()), []).append(x)
+
+    def _copy(self, x: Tensor) -> Tensor:
+        spare = self._spare.get((x.dtype, x.numel()))
+        return spare.pop().copy_(x) if spare else x.clone()
 
     async def _mean(self, r: Round, order: Order, link: Link, x: Tensor) -> Tensor:
         key, strategy = (order.group, order.bucket), self._strategies[order.group]

@@ -55,6 +55,7 @@ class Session:
         self._direct_until = 0
         self._healing = Healing(surroundings, trainer, self.refuse)
         self._side: list[Cancel] = []
+        self._reusable = False
 
     # What the trainer asks
 
@@ -258,7 +259,9 @@ class Session:
 
     def _finished(self, r: Round, bucket: int, result: Tensor) -> None:
         if not r.results:
-            self._last.clear()
+            if self._reusable:
+                self._carrier.recycle(self._last.values())
+            self._last = {}
             self._healing.passed(r.number)
         r.results[bucket] = result
         self._advance()
@@ -287,6 +290,7 @@ class Session:
         assert self._view is not None
         parts = r.shared or views.parts(self._view, r.number)
         self._last, self._round, self._number = r.results, None, r.number + 1
+        self._reusable = r.shared is None and not r.direct and all(order.what == "mean" for order in r.orders.values())
         self._around.event(
             "commit",
             round=r.number,
@@ -335,6 +339,7 @@ class Session:
         for bucket, (holder, lacking) in enumerate(zip(settlement.holders, settlement.lacking, strict=True)):
             if holder == self._rank:
                 for rank in lacking:
+                    self._reusable = False  # it may be on its way for long
                     link.post(rank, (self._kept(settlement.round, bucket),), bucket)
             elif self._rank in lacking:
                 self._side.append(self._around.spawn(self._get(link, holder, bucket), self._got(bucket)))
