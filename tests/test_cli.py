@@ -154,7 +154,7 @@ def test_train_gives_one_result_with_the_documented_keys(
     path = tmp_path / "r.json"
     code, out, err = stretto("train", "--agents", "2", "--epochs", "1", "--json", str(path))
     assert (code, err) == (0, "")
-    assert "accuracy 90.0 %" in out and PROOF in out and "weights of all 2 agents are equal: d" in out
+    assert "accuracy 90.0 %" in out and PROOF in out and "digests of 2 agents equal: d" in out
     result = json.loads(path.read_text())
     assert (
         (result["proof"], result["finished"], result["samples"]) == (PROOF, [0, 1], 8)
@@ -267,7 +267,7 @@ def test_demo_shows_the_proofs(stretto: Any, agents_that_end_well: list[Job]) ->
     code, out, err = stretto("demo", "--seed", "1")
     assert agents_that_end_well[0].seed == 1
     assert code == 4 and "report this" in err  # these agents trained eight samples, not 1437 thirty times
-    assert "agents are equal" in out
+    assert "agents equal" in out
 
 
 def test_a_terminal_gets_a_table_and_everything_else_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,9 +84,5 @@ def summarise(console: Console, result: Result) -> None:
     wire = statistics.fmean(result.wire_sent)
     counted = f"({output.megabytes(wire)} by the system's own counters)" if wire else "(none of it over a network)"
     console.print(f"an agent sent {output.megabytes(statistics.fmean(result.bytes_sent))} {counted}")
-    console.print(result.proof)
-    console.print(
-        f"the weights of all {result.agents} agents are equal: {result.digests[0]}"
-        if equal
-        else f"the weights differ between agents: {', '.join(result.digests)}"
-    )
+    held = f"digests of {len(result.digests)} agents equal: {result.digests[0]}"
+    console.print(f"{result.proof}; {held if equal else 'the weights differ: ' + ', '.join(result.digests)}")
