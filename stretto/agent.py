@@ -9,15 +9,14 @@ for x, y in agent.shard(dataset, batch_size=64, epochs=5):
 from __future__ import annotations
 
 import atexit
-import hashlib
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, runtime_checkable
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,30 +27,19 @@ from stretto.checkpoint import Keep
 from stretto.core import Epoch, Member, Network, Strategy
 from stretto.courier import Courier, Place
 from stretto.data import Shard
-from stretto.errors import UsageError
-from stretto.exchanges import AllReduce
 from stretto.gradients import BufferRule, Gradients, Wait
 from stretto.ledger import shares_of
 from stretto.pace import Pace
+from stretto.preparing import Stateful, check, check_native, describe, digest, is_native, spread
 from stretto.saving import EVERY, Saver, replay
 from stretto.session import Closing, epoch_of
 from stretto.text import coerce
-from stretto.topologies import Auto, Native
 from stretto.trace import Trace
 
 _NUMBERS = -1
 _FINEST = 16
 """The fastest agent's share: finer differences of speed than a sixteenth are taken for noise."""
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MODELS: Final = "the models given to prepare()"
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A scheduler, a scaler, or anything else whose state a newcomer and a checkpoint need."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,16 +125,17 @@ class Agent:
         models = [o for o in objects if isinstance(o, nn.Module)]
         optimizers = [o for o in objects if isinstance(o, Optimizer)]
         chosen: Strategy = coerce(strategy, "strategy")
-        self._check(objects, models, optimizers, buffers)
-        self._check_native(chosen)
+        check(objects, buffers, prepared=self._models)
+        check_native(chosen, self.link, self.size)
         self._models += models
         self._stateful += [o for o in objects if not isinstance(o, nn.Module)]
         if self._courier is not None:
-            self._agree(models, optimizers, chosen, buffers)
-            self._spread(models)
+            self._courier.agree(_MODELS, describe(models, optimizers, chosen, buffers), brings=True)
+            self._network = self._courier.measure()
+            spread(models, self._courier.scratch, self._courier.broadcast)
             self._courier.agree("the weights after the first agent sent its own", self.digest())
             group = len(self._groups)
-            self._courier.use(group, str(chosen), native=self._courier.apart and self._is_native(chosen))
+            self._courier.use(group, str(chosen), native=self._courier.apart and is_native(chosen))
             self._groups.append(
                 Gradients(
                     models,
@@ -299,13 +288,7 @@ class Agent:
 
     def digest(self) -> str:
         """A hash of all prepared models' parameters and buffers: equal digests are equal bits."""
-        found = hashlib.blake2b(digest_size=16)
-        for model in self._models:
-            for name, x in sorted(model.state_dict().items()):
-                found.update(name.encode())
-                if isinstance(x, Tensor):
-                    found.update(x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()
+        return digest(self._models)
 
     def report(self) -> Report:
         """Bytes and seconds so far."""
@@ -440,106 +423,6 @@ class Agent:
             return self._courier.mean(group, x, mean, bucket=bucket, of=of, fence=self._in_fence)
 
         return send
-
-    @staticmethod
-    def _is_native(strategy: Strategy) -> bool:
-        """Does shared memory itself do this strategy's averages?"""
-        exchange = strategy.exchange
-        return isinstance(exchange, AllReduce) and isinstance(exchange.topology, Native | Auto)
-
-    def _check_native(self, strategy: Strategy) -> None:
-        exchange = strategy.exchange
-        topology = exchange.topology if isinstance(exchange, AllReduce) else None
-        if isinstance(topology, Native) and self.link not in ("shm", "c10d") and self.size > 1:
-            raise UsageError(
-                f"{strategy} asks for an all-reduce of the link's own, and the {self.link} link has none: "
-                "use link shm or c10d, or another topology"
-            )
-
-    def _check(
-        self, objects: Sequence[Any], models: list[nn.Module], optimizers: list[Optimizer], buffers: str
-    ) -> None:
-        for o in objects:
-            if not isinstance(o, nn.Module | Optimizer | Stateful):
-                raise UsageError(
-                    f"prepare takes models, optimizers and what else has a state_dict() and load_state_dict(), "
-                    f"not a {type(o).__name__}"
-                )
-        if not models:
-            raise UsageError("prepare was given no model")
-        if buffers not in ("mean", "broadcast", "local"):
-            raise UsageError(f"buffers={buffers!r}: say 'mean', 'broadcast' or 'local'")
-        known = {id(p) for m in self._models for p in m.parameters()}
-        for model in models:
-            for name, p in model.named_parameters():
-                if id(p) in known:
-                    raise UsageError(f"parameter {name} was prepared before; prepare models that share it in one call")
-                if p.device.type != "cpu":
-                    raise UsageError(
-                        f"parameter {name} is on {p.device}; this version exchanges CPU memory: move the model to cpu"
-                    )
-                if p.dtype not in _DTYPES:
-                    raise UsageError(
-                        f"parameter {name} is {p.dtype}; float32, float64, float16 and bfloat16 are exchanged"
-                    )
-        ours = {id(p) for m in models for p in m.parameters()} | known
-        for optimizer in optimizers:
-            for g in optimizer.param_groups:
-                if any(id(p) not in ours for p in g["params"]):
-                    raise UsageError(
-                        f"this {type(optimizer).__name__} holds parameters of no prepared model: pass that "
-                        "model too, or its gradients would differ between agents"
-                    )
-
-    def _agree(self, models: list[nn.Module], optimizers: list[Optimizer], strategy: Strategy, buffers: str) -> None:
-        assert self._courier is not None
-        lines = [f"torch {torch.__version__}", f"strategy {strategy}", f"buffers {buffers}"]
-        for i, model in enumerate(models):
-            lines += [
-                f"model {i} {k} {tuple(v.shape)} {v.dtype}"
-                for k, v in model.state_dict().items()
-                if isinstance(v, Tensor)
-            ]
-            lines += [f"model {i} {k} requires_grad={p.requires_grad}" for k, p in model.named_parameters()]
-        lines += [f"optimizer {type(o).__name__} with {[len(g['params']) for g in o.param_groups]}" for o in optimizers]
-        self._courier.agree(_MODELS, "\n".join(lines), brings=True)
-        self._network = self._courier.measure()
-
-    @torch.no_grad()
-    def _spread(self, models: list[nn.Module]) -> None:
-        """The first agent's weights and buffers become everybody's, through one buffer of bytes."""
-        assert self._courier is not None
-        state = [x for m in models for x in m.state_dict().values() if isinstance(x, Tensor) and x.numel()]
-        raw = [x.contiguous().view(-1).view(torch.uint8) for x in state]
-        room = self._courier.scratch
-        for parts in _batches(raw, len(room)):
-            sizes = [len(p) for p in parts]
-            filled = room[: sum(sizes)]
-            torch.cat(parts, out=filled)
-            self._courier.broadcast(filled)
-            for part, agreed in zip(parts, filled.split(sizes), strict=True):
-                part.copy_(agreed)
-        for x, bits in zip(state, raw, strict=True):
-            if x.data_ptr() != bits.data_ptr():
-                x.copy_(bits.view(x.dtype).view_as(x))
-
-
-def _batches(tensors: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
-    """Pieces of byte tensors, in order, in lists of at most ``most`` bytes together."""
-    batch: list[Tensor] = []
-    room = most
-    for x in tensors:
-        at = 0
-        while at < len(x):
-            piece = x[at : at + room]
-            batch.append(piece)
-            at += len(piece)
-            room -= len(piece)
-            if not room:
-                yield batch
-                batch, room = [], most
-    if batch:
-        yield batch
 
 
 def _say(text: str) -> None:
