@@ -100,7 +100,7 @@ class Driver:
         self._loop: Loop
         self._control: Control
         self._begun = threading.Event()
-        self._closing = self._knocking = False
+        self._asked = self._closing = self._knocking = False
         self._guarded: set[str] = set()
         self._clerk: Clerk | None = None
         self.present, self.missing = views.present(), views.missing()
@@ -114,21 +114,25 @@ class Driver:
 
     def close(self) -> None:
         """Let what was said arrive, a second at most, and end. May be called again, or without a start."""
-        if self._closing:
+        if self._asked:
             return
-        self._closing = True
+        self._asked = True
         if self._thread.ident is None:
             for listener in self._ways.listeners:
                 listener.close()
         else:
-            self._loop.call(_silent)
+            self._loop.call(self._begin_to_close)
             self._thread.join()
         if self._ways.store is not None:
             self._ways.store.close()
 
+    def _begin_to_close(self) -> None:
+        """In the thread: so the loop is not gone before the last word to it has been said."""
+        self._closing = True
+
     def event(self, kind: str, *what: object) -> None:
         """An event method of the views and its arguments; from any thread."""
-        if not self._closing and self._begun.is_set():
+        if not self._asked and self._begun.is_set():
             self._loop.call(lambda: self._do(getattr(self._views, kind)(*what)))
 
     # In the thread
