@@ -97,6 +97,10 @@ class Around:
         self._switchboard.enter(epoch.members)
         self.mesh.enter(epoch, rank)
 
+    def part(self) -> None:
+        self._switchboard.part()
+        self.mesh.part()
+
     def abandon(self) -> None:
         self.mesh.abandon()
 

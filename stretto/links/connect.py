@@ -114,6 +114,11 @@ class Switchboard:
             self._members = {m.uid: m for m in members}
             self._state = {uid: state for uid, state in self._state.items() if uid in self._members}
 
+    def part(self) -> None:
+        """All connections have been dropped."""
+        with self._lock:
+            self._state.clear()
+
     def parted(self, peer: int) -> None:
         """The connection to ``peer`` has ended: it may be made again."""
         with self._lock:

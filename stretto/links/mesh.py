@@ -187,6 +187,11 @@ class Mesh:
         open_now = sum(c.is_open for c in self._peers.values())
         return Totals(sent, received, wire_sent, wire_received, open_now)
 
+    def part(self) -> None:
+        """Drop every connection: the others have dropped theirs with us, and we may not have heard of it yet."""
+        for uid in list(self._peers):
+            self._drop(uid, PeerLost(f"agent {self.label} was left out"))
+
     def bye(self) -> None:
         """Tell the peers that this agent leaves on purpose, and send no more."""
         for c in list(self._peers.values()):

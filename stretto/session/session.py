@@ -184,6 +184,9 @@ class Session:
             return
         self._stop()
         before, self._view = self._view, view
+        late = not any(report.uid == self._me for report in view.reports) and view.number != views.FIRST
+        if before is not None and late:
+            self._around.part()
         self._frozen = self._held = self._expected = False
         self._rank = rank
         self._labels |= {seat.uid: seat.label for seat in view.seats}
@@ -206,6 +209,7 @@ class Session:
         """We are in no view any more: the trainer goes on by itself until its next fence, where it can be healed."""
         self._stop()
         self._around.abandon()
+        self._around.part()
         self._view, self._healed = None, False
         self._frozen = self._held = self._expected = False
         self._last.clear()

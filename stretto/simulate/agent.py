@@ -233,6 +233,9 @@ class Agent:
     def enter(self, epoch: Epoch, rank: int) -> None:
         self.port.enter(epoch, rank)
 
+    def part(self) -> None:
+        """Lines between agents are lost with these."""
+
     def abandon(self) -> None:
         self.port.abandon()
 
