@@ -184,15 +184,15 @@ class Session:
             return
         self._stop()
         before, self._view = self._view, view
-        late = not any(report.uid == self._me for report in view.reports) and view.number != views.FIRST
-        if before is not None and late:
+        stays = before is not None and any(report.uid == self._me for report in view.reports)
+        if before is not None and not stays:
             self._around.part()
         self._frozen = self._held = self._expected = False
         self._rank = rank
         self._labels |= {seat.uid: seat.label for seat in view.seats}
         self._around.enter(views.epoch_of(view), rank)
         self._carrier.assume(Network(view.delay, view.rate))
-        if before is not None and any(report.uid == self._me for report in view.reports):
+        if before is not None and stays:
             self._moves = [(last, old) for last, old in self._moves if last < view.entry] + [(view.entry, view)]
             settlement = settle(view)
             if settlement is not None:
