@@ -67,6 +67,7 @@ def test_texts_longer_than_the_scratch_memory_are_compared_to_their_ends() -> No
 
 def counts(agent: Agent) -> tuple[int, int, int]:
     before = agent.report()
+    agent.mean(0.0)  # nobody sends before all have looked
     courier = courier_of(agent)
     x = courier.allocate(400_000).view(torch.float32)
     courier.use(0, "allreduce(topology=ring)")

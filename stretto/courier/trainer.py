@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -92,9 +93,11 @@ class Courier:
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LONGEST)
         trainer = os.getpid()
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the courier has said what it means
         self._pid = os.fork()
         if self._pid == 0:
             be_courier(place, theirs, trainer, self._desk)
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         theirs.close()
         place.close()
         self._socket = ours
