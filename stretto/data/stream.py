@@ -41,14 +41,14 @@ class StreamSource:
             ledger = ledger.past(dealt)
 
     def _read(self, dealt: Deal, step: int, rank: int) -> list[Any]:
-        """This agent's samples of a step, or one that weighs nothing; none if the stream has none."""
+        """This agent's samples of a step, or some that weigh nothing; none if the stream has none."""
         part = dealt.part(step, rank)
         mine: list[Any] = []
         stand_in: list[Any] = []
         for position, sample in self._reader.read(dealt.epoch, dealt.batch(step)):
             if any(start <= position < stop for start, stop in part):
                 mine.append(sample)
-            elif not stand_in:
+            elif len(stand_in) < dealt.fewest:
                 stand_in.append(sample)
         return mine or stand_in
 
