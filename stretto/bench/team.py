@@ -187,12 +187,14 @@ def _by_fork(seat: Seat, work: Work) -> tuple[int, list[_Process]]:
     torch.set_num_threads(1)
     launcher = os.getpid()
     processes = []
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what Python runs in a fork swallows it
     for rank in range(seat.size):
         pid = os.fork()
         if pid == 0:
             os.close(out)
             _be_member(seat, rank, into, work, launcher)
         processes.append(_Process(pid))
+    signal.pthread_sigmask(signal.SIG_SETMASK, masked)
     os.close(into)
     return out, processes
 
@@ -231,6 +233,7 @@ def _be_member(seat: Seat, rank: int, out: int, work: Work, parent: int) -> NoRe
         if os.getppid() != parent:
             os._exit(1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         torch.set_num_threads(1)
         torch.manual_seed(rank)
         team = Team(seat, rank, out)
