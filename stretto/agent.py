@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stretto import state, strategies
-from stretto.checkpoint import Keep
+from stretto.checkpoint import Keep, rng
 from stretto.core import Epoch, Member, Network, Strategy
 from stretto.courier import Courier, Place
 from stretto.data import Shard
 from stretto.gradients import BufferRule, Gradients, Wait
 from stretto.ledger import shares_of
 from stretto.pace import Pace
-from stretto.preparing import Stateful, check, check_native, describe, digest, is_native, spread
-from stretto.saving import EVERY, Saver, replay
+from stretto.preparing import Stateful, check, check_native, describe, digest, is_native, named, spread
+from stretto.saving import EVERY, Saver
 from stretto.session import Closing, epoch_of
 from stretto.text import coerce
 from stretto.trace import Trace
@@ -48,7 +48,8 @@ class Report:
 
     ``bytes_*`` went through its connections, frames and all (an average in shared memory moves none); ``wire_*`` add
     TCP/IP and Ethernet headers and retransmissions as the kernel counts them (0 on Unix sockets). ``waiting``: seconds
-    for which the trainer stood still for an exchange; ``courier_cpu``: CPU seconds of the process beside it.
+    for which the trainer stood still for an exchange; ``courier_cpu``: CPU seconds of the process beside it, and
+    ``codec_cpu`` those of them that its codecs took. They made ``coded`` bytes of ``dense`` ones.
     """
 
     bytes_sent: int
@@ -59,6 +60,9 @@ class Report:
     waiting: float
     seconds: float
     courier_cpu: float
+    codec_cpu: float
+    dense: int
+    coded: int
 
 
 class Agent:
@@ -135,7 +139,6 @@ class Agent:
             spread(models, self._courier.scratch, self._courier.broadcast)
             self._courier.agree("the weights after the first agent sent its own", self.digest())
             group = len(self._groups)
-            self._courier.use(group, str(chosen), native=self._courier.apart and is_native(chosen))
             self._groups.append(
                 Gradients(
                     models,
@@ -149,6 +152,8 @@ class Agent:
                     turns=self._turns,
                 )
             )
+            native = self._courier.apart and is_native(chosen)
+            self._courier.use(group, str(chosen), self._groups[-1].layouts(named(models)), native=native)
         self.trace.event("prepare", strategy=str(chosen), buffers=buffers, digest=self.digest())
         return objects[0] if len(objects) == 1 else objects
 
@@ -243,12 +248,13 @@ class Agent:
         name = self._saver.begin(choice, self.rank)
         if name is None:
             return False
-        shared, own = self._saver.load(name, self.rank, self._tree())
+        shared, owns = self._saver.load(name, self.rank, self.size, self._tree())
         self._become(shared)
         if self._courier is not None:
             self._courier.assume(self._network)
-        if own is not None and name.parts == self.size:
-            replay(own)
+            self._courier.remember(state.packed([own["codecs"] for own in owns]), self.size / name.parts)
+        if name.parts == self.size:
+            rng.replay(owns[0]["random"])
         self.trace.event("resume", step=self.steps, checkpoint=str(name), digest=self.digest())
         return True
 
@@ -256,7 +262,8 @@ class Agent:
         assert self._saver is not None
         if self._courier is None:
             self.steps = max((shard.ledger.steps for shard in self._shards), default=0)
-        self._saver.save(self.steps, self.rank, self.size, self._tree())
+        codecs = state.unpack(self._courier.remembered()) if self._courier is not None else []
+        self._saver.save(self.steps, self.rank, self.size, self._tree(), codecs)
         self.trace.event("checkpoint", step=self.steps, part=self.rank, parts=self.size)
 
     def weigh(self, share: float) -> None:
@@ -286,6 +293,11 @@ class Agent:
             self.moved(closing)
         return float(mean[0])
 
+    @property
+    def network(self) -> Network:
+        """What the network between the agents was like when they began."""
+        return self._network
+
     def digest(self) -> str:
         """A hash of all prepared models' parameters and buffers: equal digests are equal bits."""
         return digest(self._models)
@@ -294,7 +306,7 @@ class Agent:
         """Bytes and seconds so far."""
         seconds = time.monotonic() - self._begin
         if self._courier is None:
-            return Report(0, 0, 0, 0, 0, 0.0, seconds, 0.0)
+            return Report(0, 0, 0, 0, 0, 0.0, seconds, 0.0, 0.0, 0, 0)
         c = self._courier.counted()
         return Report(
             c.sent,
@@ -305,6 +317,9 @@ class Agent:
             self._courier.waited,
             seconds,
             c.cpu_seconds,
+            c.codec_seconds,
+            c.dense,
+            c.coded,
         )
 
     # What others need of us, and give us

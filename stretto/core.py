@@ -7,22 +7,34 @@ all it can do is post, receive, sleep and run things together, and only a driver
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Coroutine, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Awaitable, Coroutine
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Payload: TypeAlias = "tuple[Tensor, ...]"
 State: TypeAlias = Any
+"""What a part remembers from one use to the next: None, or plain values (dicts, lists, numbers, texts, tensors)."""
+LayerRole: TypeAlias = Literal["weight", "bias", "norm", "embedding"]
+Groups: TypeAlias = "tuple[tuple[Codec, tuple[tuple[int, int], ...]], ...]"
+"""Codecs, each with the ranges of elements that it is for."""
 Signal: TypeAlias = Literal["gradient", "drift", "weights"]
 
 ANY = -1
 """Receive from whoever sends first."""
 
 UNNAMED = -3
+
+
+def mixed(*numbers: int) -> int:
+    """63 bits from all of them, so that neighbouring seeds have nothing in common."""
+    raw = ":".join(map(str, numbers)).encode()
+    return int.from_bytes(hashlib.blake2s(raw, digest_size=8).digest()) >> 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,25 +149,146 @@ class Topology(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """One parameter in a flat tensor: its name, shape, and what it is in its layer."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: LayerRole = "weight"
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Like:
+    """What a codec is given, each time: the shape and dtype of the tensor, and what lies in it.
+
+    Attributes:
+        pieces: the parameters that it consists of, in order; without any it is one nameless tensor.
+        seed: for what all agents must draw alike.
+        own: for what each draws by itself.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    pieces: tuple[Named, ...] = ()
+    seed: int = 0
+    own: int = 0
+
+    def __post_init__(self) -> None:
+        pieces = self.pieces or (Named("", self.shape),)
+        if sum(p.numel for p in pieces) != math.prod(self.shape):
+            raise ValueError(f"pieces of {[p.numel for p in pieces]} elements do not make a tensor of {self.shape}")
+        object.__setattr__(self, "pieces", pieces)
+
+    @classmethod
+    def of(cls, x: Tensor, *, seed: int = 0, own: int = 0) -> Like:
+        return cls(tuple(x.shape), x.dtype, seed=seed, own=own)
+
+    @cached_property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def part(self, start: int, stop: int, number: int) -> Like:
+        """Elements ``start`` up to ``stop``, flat, as the ``number``-th part: it draws otherwise than the others."""
+        pieces, at = [], 0
+        for p in self.pieces:
+            first, last = max(start, at), min(stop, at + p.numel)
+            if first < last:
+                pieces.append(p if last - first == p.numel else replace(p, shape=(last - first,)))
+            at += p.numel
+        seed, own = mixed(self.seed, number), mixed(self.own, number)
+        return Like((stop - start,), self.dtype, tuple(pieces), seed, own)
+
+
 class Codec(Protocol):
-    """How a tensor is written on the wire. ``summable``: payloads may be added on their way."""
+    """How a tensor is written on the wire, and read again. A value; what it remembers is its state.
+
+    A codec whose payloads are ``summable`` has them averaged over agents on their way: floating tensors, the same
+    shapes at all. It may ask for several such ``passes``: then :meth:`refine` makes of the mean of one payload the
+    next, and :meth:`decode` reads the mean of the last. Any other codec's payload is one uint8 vector, which is read
+    by itself.
+    """
 
     kind: ClassVar[str] = "codec"
 
     @property
     def summable(self) -> bool: ...
-    def init(self, like: Tensor) -> State: ...
-    def encode(self, x: Tensor, state: State) -> tuple[Payload, State]: ...
-    def decode(self, payload: Payload, state: State) -> tuple[Tensor, State]: ...
+    @property
+    def unbiased(self) -> bool:
+        """Is what is decoded, over all draws, the tensor on average?"""
+        ...
+
+    @property
+    def contracts(self) -> bool:
+        """Is what is lost always less than what was there? Error feedback needs it."""
+        ...
+
+    @property
+    def passes(self) -> int: ...
+    @property
+    def exact(self) -> bool:
+        """Is :meth:`size` what every payload takes, and not only the most?"""
+        ...
+
+    def groups(self, like: Like) -> Groups:
+        """Which codec is for which elements; all for itself, but where it only chooses among others."""
+        ...
+
+    def init(self, like: Like) -> State: ...
+    def encode(self, x: Tensor, like: Like, state: State) -> tuple[Payload, State]:
+        """``x`` is never written, and the payload may share its memory.
+
+        Raises:
+            NonFinite: it holds NaN or infinity, and the codec was not told to let them pass.
+        """
+        ...
+
+    def refine(self, mean: Payload, like: Like, state: State) -> tuple[Payload, State]: ...
+    def decode(self, payload: Payload, like: Like, state: State) -> tuple[Tensor, State]:
+        """A tensor of ``like``'s shape and dtype, of this or another agent's payload, or of the mean of all.
+
+        Raises:
+            DamagedPayload: no agent encodes that.
+        """
+        ...
+
+    def kept(self, like: Like, state: State) -> Tensor | None:
+        """What was held back so far and is to be sent yet (float32, flat); None where nothing ever is."""
+        ...
+
+    def size(self, like: Like) -> int:
+        """Bytes of the payload (of all passes together); where the data decide, the most that it can be."""
+        ...
+
+    def bound(self, x: Tensor) -> float:
+        """The largest L2 norm of what may be lost of ``x``, for any draw."""
+        ...
+
+
+@dataclass(slots=True)
+class Cell:
+    """Where an exchange keeps what its codec remembers. It changes in the moment in which that leaves for others.
+
+    ``like`` tells what is exchanged; ``state`` is None before the first time.
+    """
+
+    like: Like
+    state: State = None
 
 
 class Exchange(Protocol):
     """How the agents reach agreement on tensors."""
 
-    async def mean(
-        self, link: Link, xs: Sequence[Tensor], codec: Codec, state: State, step: int
-    ) -> tuple[list[Tensor], State]:
-        """The mean over agents of each of ``xs``, which may be overwritten with it; and the codec's new state."""
+    async def mean(self, link: Link, x: Tensor, codec: Codec, cell: Cell) -> Tensor:
+        """The mean of ``x`` over agents, which may be overwritten with it."""
+        ...
+
+    def kept(self, codec: Codec, cell: Cell, hosts: tuple[int, ...]) -> Tensor | None:
+        """What was held back of this agent's ``x`` so far (float32, flat), among agents on these ``hosts``."""
         ...
 
 

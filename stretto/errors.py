@@ -7,8 +7,10 @@ StrettoError            1
 │   ├── PeerLost            an agent left while we needed it
 │   ├── Refused             a stranger, another version, or another secret
 │   └── ProtocolError       bytes that no agent of ours would send
+│       └── DamagedPayload      a tensor that cannot be decoded
 ├── Disagreement        4   agents hold different models, data or strategies
 ├── DataError           5   files are missing or damaged
+│   └── NonFinite           5   NaN or infinity where a codec cannot send it
 └── ScriptFailed        6   the user's script raised in an agent
 """
 
@@ -62,12 +64,20 @@ class ProtocolError(NetworkError):
     pass
 
 
+class DamagedPayload(ProtocolError):
+    pass
+
+
 class Disagreement(StrettoError):
     exit_code = 4
 
 
 class DataError(StrettoError):
     exit_code = 5
+
+
+class NonFinite(DataError):
+    pass
 
 
 class ScriptFailed(StrettoError):

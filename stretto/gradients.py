@@ -18,7 +18,7 @@ of anybody's reaches all in the same round.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -26,8 +26,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from stretto.core import Named
 from stretto.errors import UsageError
-from stretto.session import Closing
+from stretto.session import Closing, Layout
 
 BUCKET = 4 << 20
 """Bytes of gradient that fill a bucket."""
@@ -213,6 +214,10 @@ class Gradients:
         for number, bucket in enumerate(self.buckets):
             for place, parameter in enumerate(bucket.parameters):
                 parameter.register_post_accumulate_grad_hook(self._hook(number, place))
+
+    def layouts(self, named: Mapping[int, Named]) -> list[Layout]:
+        """What lies in each bucket; ``named`` knows parameters by their ``id``."""
+        return [Layout(b.plan.gradients, tuple(named[id(p)] for p in b.parameters)) for b in self.buckets]
 
     def _hook(self, number: int, place: int) -> Callable[[Tensor], None]:
         bucket = self.buckets[number]

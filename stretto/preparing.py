@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stretto.core import Strategy
+from stretto.codecs import Identity
+from stretto.core import LayerRole, Named, Strategy
 from stretto.errors import UsageError
 from stretto.exchanges import AllReduce
 from stretto.topologies import Auto, Native
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 @runtime_checkable
@@ -67,13 +70,18 @@ def check(objects: Sequence[Any], buffers: str, prepared: Sequence[nn.Module]) -
 def is_native(strategy: Strategy) -> bool:
     """Does shared memory itself do this strategy's averages?"""
     exchange = strategy.exchange
-    return isinstance(exchange, AllReduce) and isinstance(exchange.topology, Native | Auto)
+    along_own = isinstance(exchange, AllReduce) and isinstance(exchange.topology, Native | Auto)
+    return along_own and strategy.codec == Identity()
 
 
 def check_native(strategy: Strategy, link: str, size: int) -> None:
     """That the link has the all-reduce that the strategy asks for; raises :class:`UsageError`."""
     exchange = strategy.exchange
     topology = exchange.topology if isinstance(exchange, AllReduce) else None
+    if isinstance(topology, Native) and strategy.codec != Identity():
+        raise UsageError(
+            f"{strategy}: a link's own all-reduce adds tensors as they are, not codes: use topology=auto with a codec"
+        )
     if isinstance(topology, Native) and link not in ("shm", "c10d") and size > 1:
         raise UsageError(
             f"{strategy} asks for an all-reduce of the link's own, and the {link} link has none: "
@@ -91,6 +99,26 @@ def describe(models: Sequence[nn.Module], optimizers: Sequence[Optimizer], strat
         lines += [f"model {i} {k} requires_grad={p.requires_grad}" for k, p in model.named_parameters()]
     lines += [f"optimizer {type(o).__name__} with {[len(g['params']) for g in o.param_groups]}" for o in optimizers]
     return "\n".join(lines)
+
+
+def named(models: Sequence[nn.Module]) -> dict[int, Named]:
+    """Every parameter by ``id``: its name (with the model's number, where there are several), shape and role."""
+    found: dict[int, Named] = {}
+    for i, model in enumerate(models):
+        for path, module in model.named_modules():
+            for name, p in module.named_parameters(recurse=False):
+                words = [str(i)] if len(models) > 1 else []
+                words += [path, name] if path else [name]
+                found.setdefault(id(p), Named(".".join(words), tuple(p.shape), _role(module, name)))
+    return found
+
+
+def _role(module: nn.Module, name: str) -> LayerRole:
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "embedding"
+    if isinstance(module, _NORMS):
+        return "norm"
+    return "bias" if "bias" in name else "weight"
 
 
 def digest(models: Sequence[nn.Module]) -> str:

@@ -67,10 +67,11 @@ class Saver:
     def run(self) -> str:
         return self._run
 
-    def load(self, name: Name, part: int, wanted: Any) -> tuple[Any, Any]:
-        """The state that all had, and what was agent ``part``'s own (None where there was no such agent).
+    def load(self, name: Name, part: int, parts: int, wanted: Any) -> tuple[Any, list[Any]]:
+        """The state that all had, and what was an agent's own: ours, or, among another number, those that fall to us.
 
         Args:
+            part, parts: which agent we are, of how many.
             wanted: a tree like the one that was saved; its models must be the same.
 
         Raises:
@@ -80,15 +81,18 @@ class Saver:
         found = places.open(name)
         checkpoint.check(found.facts, flatten(wanted).facts, under="models")
         shared = checkpoint.restore(*places.shared(found))
-        own = checkpoint.restore(*places.own(found, part)) if part < name.parts else None
+        owns = [checkpoint.restore(*places.own(found, i)) for i in range(part, name.parts, parts)]
         self._saved = name.step
-        return shared, own
+        for own in owns:
+            if not isinstance(own, dict) or not {"random", "codecs"} <= own.keys():
+                raise DataError("a part of the checkpoint has nothing of its agent's own; was it written by Stretto?")
+        return shared, owns
 
-    def save(self, step: int, part: int, parts: int, tree: Any) -> None:
-        """Copy our part of ``tree`` and write it in the background."""
+    def save(self, step: int, part: int, parts: int, tree: Any, codecs: Any) -> None:
+        """Copy our part of ``tree``, and what our ``codecs`` remember, and write it in the background."""
         self.wanted, self._last = False, time.monotonic()
         if self._writer is not None and step > self._saved:
-            own = flatten({"random": rng.capture()})
+            own = flatten({"random": rng.capture(), "codecs": codecs})
             if self._writer.submit(cut(step, part, parts, shared=flatten(tree), own=own)):
                 self._saved = step
 
@@ -96,14 +100,3 @@ class Saver:
         """Wait for what is being written."""
         if self._writer is not None:
             self._writer.close()
-
-
-def replay(own: Any) -> None:
-    """The random generators go on from where they were.
-
-    Raises:
-        DataError: this is not what was saved.
-    """
-    if not isinstance(own, dict) or "random" not in own:
-        raise DataError("a part of the checkpoint has no states of random generators; was it written by Stretto?")
-    rng.replay(own["random"])

@@ -40,6 +40,11 @@ def pack(tree: Any, room: Callable[[int], Tensor]) -> Tensor:
     return memory
 
 
+def packed(tree: Any) -> Tensor:
+    """``tree`` in memory of its own (uint8)."""
+    return pack(tree, lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8))
+
+
 def unpack(memory: Tensor) -> Any:
     """The tree that lies in ``memory``; its tensors are views of it.
 

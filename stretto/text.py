@@ -4,9 +4,12 @@ A part (a topology, codec, strategy, policy, …) is registered by decorating it
 makes it, with ``@named("ring", kind="topology")``. The signature decides the canonical text: parameters that may be
 given by position are printed by position, keyword-only ones as ``name=value``, and defaults are left out.
 
-    text   = name | name "(" arg {"," arg} ")"
+    text   = name | name "(" arg {"," arg} ")" | text "+" text
     arg    = [ident "="] value
-    value  = text | number | "true" | "false" | "none" | quoted string
+    value  = text | number | "true" | "false" | "none" | quoted string | "{" key ":" value {"," key ":" value} "}"
+    key    = name | quoted string
+
+``a + b`` is what was registered as the sum of two parts of their kind. A dict becomes a tuple of pairs.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from stretto.errors import UnknownName, UsageError
 
@@ -33,7 +36,10 @@ class _Part:
     signature: inspect.Signature
 
 
+Pairs: TypeAlias = tuple[tuple[str, Any], ...]
+
 _parts: dict[str, _Part] = {}
+_sums: dict[str, Callable[[Any, Any], Any]] = {}
 _by_make: dict[Callable[..., Any], _Part] = {}
 
 
@@ -46,11 +52,37 @@ def named(name: str, *, kind: str) -> Callable[[F], F]:
         part = _Part(name, kind, make, inspect.signature(make))
         _parts[name] = part
         _by_make[make] = part
-        if inspect.isclass(make):
+        if inspect.isclass(make) and "__str__" not in vars(make):
             setattr(make, "__str__", _text_of_instance)  # noqa: B010
         return make
 
     return register
+
+
+def sums(kind: str) -> Callable[[F], F]:
+    """Register what makes ``a + b`` of two parts of ``kind``; its own ``str()`` must be that text."""
+
+    def register(make: F) -> F:
+        _sums[kind] = make
+        return make
+
+    return register
+
+
+def split(text: str) -> list[str]:
+    """Several values in one text, between commas or semicolons that are in no brackets and no quotes.
+
+    >>> split("allreduce, allreduce(topology=ring, codec=int8); diloco(64)")
+    ['allreduce', 'allreduce(topology=ring, codec=int8)', 'diloco(64)']
+    """
+    found, depth = [""], 0
+    for token in re.findall(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|.", text, re.DOTALL):
+        depth += (token in "({") - (token in ")}")
+        if token in ",;" and not depth:
+            found.append("")
+        else:
+            found[-1] += token
+    return [part.strip() for part in found if part.strip()]
 
 
 def names(kind: str) -> list[str]:
@@ -114,12 +146,19 @@ def _literal(value: Any) -> str:
         return repr(value)
     if isinstance(value, str):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, tuple):
+        return "{" + ", ".join(f"{_key(key)}: {_literal(item)}" for key, item in value) + "}"
     return str(value)
 
 
+def _key(key: str) -> str:
+    return key if re.fullmatch(_WORD, key) else _literal(key)
+
+
+_WORD = "[A-Za-z_][A-Za-z0-9_]*"
 _token = re.compile(
-    r"\s*(?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<word>[A-Za-z_][A-Za-z0-9_]*)"
-    r"|(?P<string>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")|(?P<sign>[(),=]))"
+    rf"\s*(?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<word>{_WORD})"
+    r"|(?P<string>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")|(?P<sign>[(),=+{}:]))"
 )
 _words = {"true": True, "false": False, "none": None}
 
@@ -155,13 +194,45 @@ class _Reader:
             raise UsageError(f"unexpected {self.peek()[1]!r} after the end of a value in {self.text!r}")
 
     def value(self, kind: str, depth: int) -> Any:
+        value = self.single(kind, depth)
+        while self.peek()[1] == "+":
+            self.take("+")
+            value = self.sum(value, self.single(kind, depth))
+        return value
+
+    def sum(self, one: Any, other: Any) -> Any:
+        found = _kind_of(one)
+        make = _sums.get(found or "")
+        if make is None or _kind_of(other) != found:
+            raise UsageError(f"{_literal(one)} + {_literal(other)} is no value, in {self.text!r}")
+        return make(one, other)
+
+    def pairs(self, kind: str, depth: int) -> Pairs:
+        found: dict[str, Any] = {}
+        while self.peek()[1] != "}":
+            what, token = self.take()
+            if what not in ("word", "string"):
+                raise UsageError(f"expected a name before ':' but found {token or 'the end'!r} in {self.text!r}")
+            key = token if what == "word" else _unquoted(token)
+            if key in found:
+                raise UsageError(f"{key!r} is given twice in {self.text!r}")
+            self.take(":")
+            found[key] = self.value(kind, depth + 1)
+            if self.peek()[1] != "}":
+                self.take(",")
+        self.take("}")
+        return tuple(found.items())
+
+    def single(self, kind: str, depth: int) -> Any:
         if depth > DEEPEST:
             raise UsageError(f"{self.text[:40]!r}… is nested more than {DEEPEST} deep")
         what, token = self.take()
         if what == "number":
             return float(token) if re.search(r"[.eE]", token) else int(token)
         if what == "string":
-            return re.sub(r"\\(.)", r"\1", token[1:-1])
+            return _unquoted(token)
+        if token == "{":
+            return self.pairs(kind, depth)
         if what != "word":
             raise UsageError(f"expected a name or a number but found {token or 'the end'!r} in {self.text!r}")
         if token.lower() in _words:
@@ -200,3 +271,7 @@ class _Reader:
             return part.make(*args, **keywords)
         except TypeError as e:
             raise UsageError(f"{part.name}{part.signature}: {e}; in {self.text!r}") from e
+
+
+def _unquoted(token: str) -> str:
+    return re.sub(r"\\(.)", r"\1", token[1:-1])

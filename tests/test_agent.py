@@ -410,7 +410,8 @@ def embeds_sparsely(agent: Agent) -> None:
 @every_link
 def test_sparse_gradients_are_refused(link: str) -> None:
     ends = agents(2, embeds_sparsely, link=link, keep_errors=True)
-    assert all(isinstance(e, UsageError) and "sparse=False" in str(e) for e in ends)
+    told = [e for e in ends if not (link == "c10d" and isinstance(e, PeerLost))]  # there one's end is everybody's
+    assert told and all(isinstance(e, UsageError) and "sparse=False" in str(e) for e in told)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,10 @@ from stretto.agent import Agent
 from stretto.core import Link, Strategy
 from stretto.data import Shard
 from stretto.gradients import Gradients
+from stretto.preparing import named
+from stretto.session.carrier import Carrier
+from stretto.session.lanes import Place
+from stretto.session.rounds import Order, Round
 from stretto.sim import World
 from stretto.text import parse
 
@@ -65,6 +69,13 @@ def real(agent: Agent, strategy: str, epochs: int, width: int) -> dict[str, Any]
     return {"digests": digests, "weights": weights(net), "agent": agent.digest()}
 
 
+class Around:
+    """All that carrying out averages asks for."""
+
+    def cpu(self) -> float:
+        return 0.0
+
+
 def simulated(size: int, strategy: str, epochs: int, width: int, *, native: bool = False) -> list[list[str]]:
     """The digests after every step of every simulated agent."""
     chosen: Strategy = parse(strategy, "strategy")
@@ -84,15 +95,17 @@ def simulated(size: int, strategy: str, epochs: int, width: int, *, native: bool
         gradients = Gradients(
             [net], allocate=lambda n: torch.zeros(n, dtype=torch.uint8), send=send, leads=lambda: link.rank == 0
         )
+        carrier = Carrier(Around())  # type: ignore[arg-type]
+        carrier.enter(Place(1, link.rank, link.hosts), None)
+        carrier.use(0, chosen, gradients.layouts(named([net])))
         shard = Shard(data(), BATCH, epochs=epochs, seed=3, rank=link.rank, size=link.size, on_batch=weigh)
         digests = [digest(net)]
         for step, (x, y) in enumerate(shard, 1):
             with torch.enable_grad():
                 functional.cross_entropy(net(x), y).backward()
-            for flat in sent:
-                (mean,), _ = await chosen.exchange.mean(link, [flat], chosen.codec, None, step)
-                if mean.data_ptr() != flat.data_ptr():
-                    flat.copy_(mean)
+            for bucket, flat in enumerate(sent):
+                order = Order(0, "mean", flat, bucket=bucket, of=len(sent))
+                flat.copy_(await carrier.carry_out(Round(step, len(sent), fence=True), order, link, counts=True))
             sent.clear()
             for bucket in gradients.buckets:
                 bucket.settle()

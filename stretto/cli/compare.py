@@ -10,6 +10,7 @@ import click
 import msgspec
 from rich.table import Table
 
+from stretto import text
 from stretto.cli import options, output
 from stretto.cli.launching import launch
 from stretto.cli.live import view
@@ -26,7 +27,11 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One strategy over all seeds. ``sent`` is bytes an agent, ``waiting`` a part of the time from 0 to 1."""
+    """One strategy over all seeds. ``waiting`` is a part of the time from 0 to 1.
+
+    ``sent`` is bytes of an agent in a step; ``ratio`` is what its codec was given to what it made of it, and
+    ``codec_seconds`` the CPU time that takes in a step. ``verdict`` says whether that pays here.
+    """
 
     strategy: str
     accuracy: Spread
@@ -34,11 +39,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     samples_per_second: Spread
     sent: Spread
     waiting: Spread
+    ratio: float
+    codec_seconds: Spread
+    verdict: str
 
 
 @click.command()
 @click.argument("workload", default="digits")
-@click.option("--strategies", default="allreduce", show_default=True, help="Separated by semicolons.")
+@click.option("--strategies", default="allreduce", show_default=True, help="Between commas or semicolons.")
 @click.option("--seeds", default=3, show_default=True, help="Runs of each strategy, from --seed on.")
 @options.model
 @options.agents
@@ -55,12 +63,10 @@ def compare(
 ) -> None:
     """Train WORKLOAD with each strategy in turn: all of them with one seed, then all with the next."""
     output.check_json(json)
-    texts = [s.strip() for s in strategies.split(";") if s.strip()]
+    texts = text.split(strategies)
     if not texts or seeds < 1:
         raise UsageError('nothing to compare; give --strategies "allreduce; local_sgd(16)" and --seeds 1 or more')
-    jobs = [
-        options.job(workload, agents, strategy=text, seed=seed + i, **chosen) for i in range(seeds) for text in texts
-    ]
+    jobs = [options.job(workload, agents, strategy=one, seed=seed + i, **chosen) for i in range(seeds) for one in texts]
     console = output.console(json)
     results = []
     for number, job in enumerate(jobs, 1):
@@ -70,26 +76,51 @@ def compare(
     names = list(dict.fromkeys(job.strategy for job in jobs))
     rows = [row(name, [r for r in results if r.strategy == name]) for name in names]
     console.print(table(rows))
+    for found in rows:
+        if found.verdict:
+            console.print(f"{found.strategy}: {found.verdict}", highlight=False)
     output.write_json(json, {"workload": workload, "agents": agents, "rows": rows, "runs": results})
 
 
 def row(strategy: str, results: Sequence[Result]) -> Row:
     """What one strategy's runs come to."""
+    ratio = sum(sum(r.dense) for r in results) / max(1, sum(sum(r.coded) for r in results))
     return Row(
         strategy=strategy,
         accuracy=_spread([r.accuracy for r in results]),
         seconds=_spread([r.seconds for r in results]),
         samples_per_second=_spread([r.speed for r in results]),
-        sent=_spread([statistics.fmean(r.bytes_sent) for r in results]),
+        sent=_spread([statistics.fmean(r.bytes_sent) / r.steps for r in results]),
         waiting=_spread([statistics.fmean(r.waiting) / r.seconds for r in results]),
+        ratio=ratio or 1.0,
+        codec_seconds=_spread([statistics.fmean(r.codec_seconds) / r.steps for r in results]),
+        verdict=verdict(results, ratio) if ratio else "",
     )
+
+
+def verdict(results: Sequence[Result], ratio: float) -> str:
+    """Does a codec of this ratio pay, at the rate that the agents found their network to have?"""
+    cost = statistics.median(statistics.fmean(r.codec_seconds) / r.steps for r in results)
+    saved = statistics.median(statistics.fmean(r.bytes_sent) / r.steps * (ratio - 1) / r.rate for r in results)
+    rate = statistics.median(r.rate for r in results)
+    costs = f"this codec costs {_short(cost)} a step here and saves {_short(saved)} at {_rate(rate)}"
+    return f"{costs}: " + ("it pays" if saved > cost else "slower than not compressing")
+
+
+def _short(seconds: float) -> str:
+    return f"{1e3 * seconds:.2g} ms" if seconds < 0.0995 else f"{seconds:.2f} s"
+
+
+def _rate(rate: float) -> str:
+    mbit = 8 * rate / 1e6
+    return f"{mbit:,.0f} Mbit/s" if mbit < 1000 else f"{mbit / 1000:,.1f} Gbit/s"
 
 
 def table(rows: Sequence[Row]) -> Table:
     """Medians; of accuracy and time also the least and the most, in brackets."""
     drawn = Table(box=None, pad_edge=False)
     drawn.add_column("strategy", overflow="fold")
-    for name in ("accuracy, %", "seconds", "samples/s", "MB sent", "waiting, %"):
+    for name in ("accuracy, %", "seconds", "samples/s", "kB a step", "ratio", "codec ms", "waiting, %"):
         drawn.add_column(name, justify="right", no_wrap=True)
     for r in rows:
         drawn.add_row(
@@ -97,7 +128,9 @@ def table(rows: Sequence[Row]) -> Table:
             _spread_text(r.accuracy, 100),
             _spread_text(r.seconds, 1),
             f"{r.samples_per_second.median:,.0f}",
-            f"{r.sent.median / 1e6:,.1f}",
+            f"{r.sent.median / 1e3:,.1f}",
+            f"{r.ratio:.1f}",
+            f"{1e3 * r.codec_seconds.median:.2f}",
             f"{100 * r.waiting.median:.1f}",
         )
     return drawn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
@@ -82,6 +83,9 @@ class Around:
         task = self._loop.spawn(coroutine)
         task.then(lambda waiter: ended(waiter.value, waiter.error))
         return task.cancel
+
+    def cpu(self) -> float:
+        return time.thread_time()
 
     def hold(self) -> None:
         self._sharing.hold()

@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 import torch
 from torch import Tensor
 
+from stretto import state
 from stretto.courier.around import Around
 from stretto.courier.desk import Desk
 from stretto.courier.orders import (
@@ -37,6 +38,10 @@ from stretto.courier.orders import (
     MakeRoom,
     Memory,
     Passed,
+    Recall,
+    Recalled,
+    Remember,
+    Remembered,
     Room,
     Run,
     Seen,
@@ -126,6 +131,7 @@ class _Errands:
         )
         self._around.ear = self._runner
         self._memory: list[Arena] = []
+        self._recalled: Arena | None = None
         self._leaving = self._finished = self._over = False
 
     def run(self) -> None:
@@ -223,7 +229,7 @@ class _Errands:
             case Memory():
                 self._memory.append(Arena.open(self._trainer, order.fd, order.nbytes))
             case Use():
-                self._session.use(order.group, parse(order.strategy, "strategy"))
+                self._session.use(order.group, parse(order.strategy, "strategy"), order.layouts)
             case Donated():
                 self._session.donated(self._tensor(order.place))
             case Room():
@@ -232,11 +238,39 @@ class _Errands:
                 self._session.healed()
             case Passed():
                 self._answer(Seen(self._sharing.saw(order.round)))
-            case Ask():
-                self._answer(self._counted())
+            case Recall() | Remember() | Ask():
+                self._answer(self._told(order))
             case Finish():
                 self._finished = True
                 self._loop.spawn(self._leave())
+
+    def _told(self, order: Recall | Remember | Ask) -> Answer:
+        match order:
+            case Recall():
+                return self._recall()
+            case Remember():
+                return self._remember(order)
+        return self._counted()
+
+    def _recall(self) -> Recalled:
+        if self._recalled is not None:
+            self._recalled.close()
+        made: list[Arena] = []
+
+        def room(nbytes: int) -> Tensor:
+            made.append(Arena.create(nbytes))
+            return made[0].bytes
+
+        used = state.pack(self._session.remembered(), room)
+        self._recalled = made[0]
+        return Recalled(made[0].fd, used.numel())
+
+    def _remember(self, order: Remember) -> Remembered:
+        try:
+            self._session.restore(state.unpack(self._tensor(order.place).clone()), order.scale)
+        except StrettoError as e:
+            return Remembered(str(e))
+        return Remembered()
 
     def _counted(self) -> Counted:
         usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -248,6 +282,7 @@ class _Errands:
             totals.wire_received,
             totals.connections,
             usage.ru_utime + usage.ru_stime,
+            *self._session.metered,
         )
 
     def _tensor(self, place: Extent) -> Tensor:

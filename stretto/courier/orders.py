@@ -7,7 +7,8 @@ from typing import Final, TypeAlias
 import msgspec
 import torch
 
-from stretto.session.rounds import Closing, What
+from stretto.session import Closing, Layout
+from stretto.session.rounds import What
 
 LONGEST: Final = 1 << 20
 
@@ -20,10 +21,11 @@ class Memory(msgspec.Struct, tag=True, frozen=True):
 
 
 class Use(msgspec.Struct, tag=True, frozen=True):
-    """Group ``group`` of buckets is exchanged by this strategy."""
+    """Group ``group`` of buckets, laid out like this, is exchanged by this strategy."""
 
     group: int
     strategy: str
+    layouts: tuple[Layout, ...] = ()
 
 
 class Extent(msgspec.Struct, tag=True, frozen=True):
@@ -81,6 +83,17 @@ class Passed(msgspec.Struct, tag=True, frozen=True):
     round: int
 
 
+class Recall(msgspec.Struct, tag=True, frozen=True):
+    """What do the codecs remember?"""
+
+
+class Remember(msgspec.Struct, tag=True, frozen=True):
+    """This is what the codecs of one agent, or of several, remembered: go on from it."""
+
+    place: Extent
+    scale: float
+
+
 class Ask(msgspec.Struct, tag=True, frozen=True):
     """Tell how many bytes have gone and come."""
 
@@ -120,6 +133,19 @@ class Seen(msgspec.Struct, tag=True, frozen=True):
     yes: bool
 
 
+class Recalled(msgspec.Struct, tag=True, frozen=True):
+    """It lies in this memory of the courier, until the next is asked for."""
+
+    fd: int
+    nbytes: int
+
+
+class Remembered(msgspec.Struct, tag=True, frozen=True):
+    """They go on from it, or why they cannot."""
+
+    why: str = ""
+
+
 class Counted(msgspec.Struct, tag=True, frozen=True):
     sent: int
     received: int
@@ -127,10 +153,13 @@ class Counted(msgspec.Struct, tag=True, frozen=True):
     wire_received: int
     connections: int
     cpu_seconds: float
+    codec_seconds: float
+    dense: int
+    coded: int
 
 
-Order: TypeAlias = Memory | Use | Run | Serve | Donated | Room | Healed | Passed | Ask | Finish
-Answer: TypeAlias = Done | Failed | Donate | MakeRoom | Heal | Seen | Counted
+Order: TypeAlias = Memory | Use | Run | Serve | Donated | Room | Healed | Passed | Recall | Remember | Ask | Finish
+Answer: TypeAlias = Done | Failed | Donate | MakeRoom | Heal | Seen | Recalled | Remembered | Counted
 encode = msgspec.msgpack.Encoder().encode
 read_order = msgspec.msgpack.Decoder(Order).decode
 read_answer = msgspec.msgpack.Decoder(Answer).decode

@@ -8,7 +8,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 import torch
@@ -36,6 +36,10 @@ from stretto.courier.orders import (
     Memory,
     Order,
     Passed,
+    Recall,
+    Recalled,
+    Remember,
+    Remembered,
     Room,
     Run,
     Seen,
@@ -47,7 +51,7 @@ from stretto.courier.orders import (
 from stretto.courier.place import Place
 from stretto.errors import StrettoError
 from stretto.links.memory import Arena, Board
-from stretto.session import Closing
+from stretto.session import Closing, Layout
 from stretto.session.rounds import What
 
 SCRATCH: Final = 4 << 20
@@ -124,9 +128,12 @@ class Courier:
         self._tell(Memory(arena.fd, arena.nbytes))
         return arena
 
-    def use(self, group: int, strategy: str, *, native: bool = False) -> None:
-        """Average the buckets of ``group`` by ``strategy``; ``native`` where shared memory does it."""
-        self._tell(Use(group, strategy))
+    def use(self, group: int, strategy: str, layouts: Sequence[Layout] = (), *, native: bool = False) -> None:
+        """Average the buckets of ``group``, laid out so, by ``strategy``; ``native`` where shared memory does it.
+
+        Without ``layouts``: as they are, by no codec.
+        """
+        self._tell(Use(group, strategy, tuple(layouts)))
         if native:
             self._by_itself.add(group)
 
@@ -258,6 +265,28 @@ class Courier:
         if closing is not None and closing.epoch is not None and self._keeper is not None:
             self._keeper.moved(closing)
         return closing
+
+    def remembered(self) -> Tensor:
+        """What the codecs remember between two rounds, packed (uint8)."""
+        self._tell(Recall())
+        while not isinstance(heard := self._hear(), Recalled):
+            self._serve(heard)
+        arena = Arena.open(self._pid, heard.fd, heard.nbytes)
+        return arena.bytes[: heard.nbytes].clone()
+
+    def remember(self, parts: Tensor, scale: float) -> None:
+        """Let the codecs go on from what one agent, or several, remembered: a list of that (packed).
+
+        Raises:
+            DataError: it is of another strategy.
+        """
+        self._state = self._room(len(parts))
+        self._state[: len(parts)].copy_(parts)
+        self._tell(Remember(self._place(self._state[: len(parts)]), scale))
+        while not isinstance(heard := self._hear(), Remembered):
+            self._serve(heard)
+        if heard.why:
+            raise errors.DataError(heard.why)
 
     def counted(self) -> Counted:
         """Bytes so far."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 
+from stretto.core import mixed
 from stretto.ledger import Ledger, Ranges
 
 
@@ -14,11 +13,6 @@ def permutation(samples: int, seed: int, epoch: int) -> Tensor:
     """The order of one epoch: int64 ``[samples]``."""
     generator = torch.Generator().manual_seed(mixed(seed, epoch))
     return torch.randperm(samples, generator=generator)
-
-
-def mixed(seed: int, stream: int) -> int:
-    """63 bits from both numbers, so that neighbouring seeds and epochs have nothing in common."""
-    return int.from_bytes(hashlib.blake2s(f"{seed}:{stream}".encode(), digest_size=8).digest()) >> 1
 
 
 class Order:

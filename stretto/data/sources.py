@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from stretto.core import mixed
 from stretto.data.course import Terms, Turn, course
-from stretto.data.order import Order, mixed
+from stretto.data.order import Order
 from stretto.data.stream import StreamSource
 from stretto.errors import UsageError
 from stretto.ledger import Ledger

@@ -4,6 +4,7 @@ from stretto.exchanges.agree import agree
 from stretto.exchanges.allreduce import AllReduce
 from stretto.exchanges.broadcast import broadcast
 from stretto.exchanges.heal import Arriving, Offer, donate, fetch, offered
+from stretto.exchanges.lane import Lane
 from stretto.exchanges.measure import measure
 
-__all__ = ["AllReduce", "Arriving", "Offer", "agree", "broadcast", "donate", "fetch", "measure", "offered"]
+__all__ = ["AllReduce", "Arriving", "Lane", "Offer", "agree", "broadcast", "donate", "fetch", "measure", "offered"]

@@ -6,8 +6,7 @@ passes the sum to the parent; at a root it makes it a mean and turns it round. `
 their place and passes them on. Children are added in the order that the graph gives, whoever was quicker: the bits
 depend on nothing but the data and the graph, and as every piece is finished at one root, all agents end with the same.
 
-Payloads that cannot be added on the way (top-k, quantised) are scattered to an owner of each part, which decodes
-and adds them, encodes the mean once more and gives it to all: two encodings, whatever the number of agents.
+Payloads that cannot be added on the way (top-k, quantised) take another: see :mod:`stretto.exchanges.owners`.
 """
 
 from __future__ import annotations
@@ -20,11 +19,12 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from stretto.core import Codec, Link, Message, Native, State, Topology
+from stretto.codecs.identity import Identity
+from stretto.core import Cell, Codec, Like, Link, Message, Native, Topology
 from stretto.errors import UsageError
 from stretto.exchanges import plan as plans
 from stretto.exchanges.doubling import double
-from stretto.exchanges.owners import mean_by_owners
+from stretto.exchanges.owners import Part, kept_by_owners, mean_by_owners, parts_of
 from stretto.exchanges.plan import Plan
 from stretto.topologies.auto import Auto
 from stretto.topologies.butterfly import Butterfly
@@ -44,26 +44,42 @@ class AllReduce:
     topology: Topology
     chunk: int | None = None
 
-    async def mean(
-        self, link: Link, xs: Sequence[Tensor], codec: Codec, state: State, step: int
-    ) -> tuple[list[Tensor], State]:
-        """Overwrites ``xs`` where the codec's payload is the tensor itself. ``state`` is None before the first call.
+    async def mean(self, link: Link, x: Tensor, codec: Codec, cell: Cell) -> Tensor:
+        """Overwrites ``x`` where the codec's payload is the tensor itself. An agent alone has its own mean, uncoded.
 
         Raises:
-            PeerLost: an agent that was needed is gone; then ``xs`` are undefined.
-            UsageError: a tensor is not floating, or ``native`` on a link without an all-reduce.
+            PeerLost: an agent that was needed is gone; then ``x`` is undefined.
+            UsageError: it is not floating, or ``native`` on a link without an all-reduce.
+            NonFinite: it holds NaN or infinity, which the codec cannot send.
+            DamagedPayload: an agent sent what cannot be decoded.
         """
+        like = cell.like
+        if link.size == 1 and not isinstance(codec, Identity):
+            return x
         if not codec.summable:
-            return await mean_by_owners(link, xs, codec, state)
-        states = list(state) if state is not None else [codec.init(x) for x in xs]
-        means: list[Tensor] = []
-        for i, x in enumerate(xs):
-            payload, states[i] = codec.encode(x, states[i])
+            flat = x.reshape(-1)
+            return (await mean_by_owners(link, flat, codec, cell, self._parts(link.hosts, like))).view(x.shape)
+        state = codec.init(like) if cell.state is None else cell.state
+        payload, state = codec.encode(x, like, state)
+        for number in range(codec.passes):
+            if number:
+                payload, state = codec.refine(payload, like, state)
+            cell.state = state
             for tensor in payload:
                 await self.reduce(link, tensor)
-            mean, states[i] = codec.decode(payload, states[i])
-            means.append(mean)
-        return means, states
+        mean, cell.state = codec.decode(payload, like, state)
+        return mean
+
+    def kept(self, codec: Codec, cell: Cell, hosts: tuple[int, ...]) -> Tensor | None:
+        """What was held back of this agent's ``x`` so far (float32, flat), among agents on these ``hosts``."""
+        if codec.summable:
+            return None if cell.state is None else codec.kept(cell.like, cell.state)
+        return kept_by_owners(codec, cell, self._parts(hosts, cell.like))
+
+    def _parts(self, hosts: tuple[int, ...], like: Like) -> tuple[Part, ...]:
+        if isinstance(self.topology, Own):
+            raise UsageError("a link's own all-reduce (topology native) adds tensors, not codes: use topology=auto")
+        return parts_of(self.topology, hosts, like.numel)
 
     async def reduce(self, link: Link, x: Tensor) -> None:
         """``x`` becomes its mean over agents, in place."""

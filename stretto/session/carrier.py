@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from stretto.core import Link, Network, State, Strategy
-from stretto.errors import Disagreement, PeerLost, UsageError
+from stretto.codecs import Identity
+from stretto.core import Cell, Like, Link, Network, Strategy, mixed
+from stretto.errors import DataError, Disagreement, NonFinite, PeerLost, UsageError
 from stretto.exchanges import agree, broadcast, measure
+from stretto.session.lanes import Lanes, Layout, Place
+from stretto.session.metered import Meter
 from stretto.session.rounds import Order, Round
 from stretto.session.surroundings import Surroundings
 
+_LOSSLESS: Final = Identity()
+
 
 class Carrier:
-    """Knows each group's strategy, what its codec must remember of each bucket, and the network as it was agreed on."""
+    """Knows each group's strategy, what its codec remembers of each bucket, and the network as it was agreed on."""
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
         self._strategies: dict[int, Strategy] = {}
-        self._codec: dict[tuple[int, int], State] = {}
+        self._lanes: dict[tuple[int, int], Lanes] = {}
+        self._place = Place(0, 0, (0,))
+        self.meter = Meter(around.cpu)
         self._spare: dict[tuple[torch.dtype, int], list[Tensor]] = {}
         self.network = Network()
 
-    def use(self, group: int, strategy: Strategy) -> None:
-        """Average the buckets of ``group`` by ``strategy``.
+    def use(self, group: int, strategy: Strategy, layouts: Sequence[Layout] = ()) -> None:
+        """Average the buckets of ``group`` by ``strategy``. What another one's codec held back of them is owed.
+
+        ``layouts``: what lies in each bucket; needed where the codec is a lossy one.
 
         Raises:
             UsageError: it exchanges something else than gradients.
@@ -36,6 +46,45 @@ class Carrier:
                 f"{strategy} exchanges the {strategy.signal}; this version exchanges gradients: use allreduce"
             )
         self._strategies[group] = strategy
+        for bucket, layout in enumerate(layouts):
+            before = self._lanes.pop((group, bucket), None)
+            if before is not None or strategy.codec != _LOSSLESS:
+                lanes = self._lanes[group, bucket] = Lanes(strategy, layout, mixed(group, bucket), self.meter)
+                if before is not None:
+                    lanes.take_over(before)
+
+    def enter(self, place: Place, undo: int | None) -> None:
+        """Another epoch begins. Round ``undo`` will be done again; what was held back of all before it is owed."""
+        self._place = place
+        for lanes in self._lanes.values():
+            if undo is not None:
+                lanes.undo(undo)
+            lanes.flush()
+
+    def forget(self) -> None:
+        """We have been out: the others went on without what we held back."""
+        for lanes in self._lanes.values():
+            lanes.forget()
+
+    def remembered(self) -> list[Any]:
+        """What the codecs remember of every bucket, in plain values."""
+        return [[list(key), lanes.state()] for key, lanes in sorted(self._lanes.items())]
+
+    def restore(self, parts: Sequence[Any], scale: float) -> None:
+        """Go on from what one agent or several remembered; see :meth:`Lanes.restore`.
+
+        Raises:
+            DataError: it is of another strategy.
+        """
+        found: dict[tuple[int, int], list[Any]] = {}
+        for (group, bucket), state in (item for part in parts for item in part):
+            found.setdefault((group, bucket), []).append(state)
+        if found and found.keys() != self._lanes.keys():
+            raise DataError(
+                "the checkpoint has what other codecs remember: resume with the strategy that it was saved with"
+            )
+        for key, states in found.items():
+            self._lanes[key].restore(states, self._place, scale)
 
     def assume(self, network: Network) -> None:
         """The network is like that."""
@@ -76,10 +125,13 @@ class Carrier:
         return spare.pop().copy_(x) if spare else x.clone()
 
     async def _mean(self, r: Round, order: Order, link: Link, x: Tensor) -> Tensor:
-        key, strategy = (order.group, order.bucket), self._strategies[order.group]
-        (mean,), state = await strategy.exchange.mean(link, [x], strategy.codec, self._codec.get(key), r.number)
-        self._codec[key] = state
-        return mean
+        lanes = self._lanes.get((order.group, order.bucket))
+        if lanes is None:
+            return await self._strategies[order.group].exchange.mean(link, x, _LOSSLESS, Cell(Like.of(x)))
+        try:
+            return await lanes.mean(link, x, self._place, r.number)
+        except NonFinite as e:
+            raise NonFinite(f"step {r.number}: {e}") from None
 
 
 async def _compare(r: Round, link: Link, order: Order) -> None:

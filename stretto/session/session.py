@@ -17,6 +17,7 @@ in the loop of a simulated agent; it does no I/O and knows no clock.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +29,7 @@ from stretto.membership.settle import Settlement, settle
 from stretto.session import views
 from stretto.session.carrier import Carrier
 from stretto.session.healing import Healing
+from stretto.session.lanes import Layout, Place
 from stretto.session.rounds import Cancel, Closing, Order, Parts, Round, exchange_number, share_number
 from stretto.session.surroundings import Ended, Surroundings, Trainer
 
@@ -59,9 +61,9 @@ class Session:
 
     # What the trainer asks
 
-    def use(self, group: int, strategy: Strategy) -> None:
-        """Group ``group`` of buckets is averaged by ``strategy``."""
-        self._carrier.use(group, strategy)
+    def use(self, group: int, strategy: Strategy, layouts: Sequence[Layout] = ()) -> None:
+        """Group ``group`` of buckets, laid out like this, is averaged by ``strategy``."""
+        self._carrier.use(group, strategy, layouts)
 
     def order(self, order: Order) -> None:
         if self._refused is not None:
@@ -106,6 +108,20 @@ class Session:
         self._around.event("healed", round=self._number, nbytes=self._healing.healed())
         if not self._frozen:
             self._advance()
+
+    def remembered(self) -> list[Any]:
+        """What codecs remember of every bucket, between two rounds, in plain values."""
+        return self._carrier.remembered()
+
+    def restore(self, parts: Sequence[Any], scale: float) -> None:
+        """Let codecs go on from what one agent, or several, remembered; see :meth:`Carrier.restore`."""
+        self._carrier.restore(parts, scale)
+
+    @property
+    def metered(self) -> tuple[float, int, int]:
+        """CPU seconds in codecs, and bytes before and after them."""
+        meter = self._carrier.meter
+        return meter.seconds, meter.dense, meter.coded
 
     # What the membership asks
 
@@ -190,19 +206,21 @@ class Session:
         self._frozen = self._held = self._expected = False
         self._rank = rank
         self._labels |= {seat.uid: seat.label for seat in view.seats}
-        self._around.enter(views.epoch_of(view), rank)
+        epoch = views.epoch_of(view)
+        self._around.enter(epoch, rank)
         self._carrier.assume(Network(view.delay, view.rate))
+        settlement = settle(view) if stays else None
+        self._carrier.enter(Place(epoch.number, rank, epoch.hosts), self._redone(settlement))
         if before is not None and stays:
             self._moves = [(last, old) for last, old in self._moves if last < view.entry] + [(view.entry, view)]
-            settlement = settle(view)
             if settlement is not None:
                 self._settle(settlement, before)
         elif view.number == views.FIRST:
-            self._dealt = self._to_deal = (views.epoch_of(view).uids,)
+            self._dealt = self._to_deal = (epoch.uids,)
         else:
+            self._carrier.forget()
             self._enter_late(view)
-        labels = views.epoch_of(view).labels
-        self._around.event("view", number=view.number, labels=labels, rank=rank, entry=view.entry, why=view.why)
+        self._around.event("view", number=view.number, labels=epoch.labels, rank=rank, entry=view.entry, why=view.why)
         self._go_on()
 
     def out(self) -> None:
@@ -319,6 +337,13 @@ class Session:
         return Closing(r.number, parts.contributors, whole, epoch, epoch.uids.index(self._me))
 
     # How an epoch begins
+
+    def _redone(self, settlement: Settlement | None) -> int | None:
+        """The round under way, where its exchanges will begin again: it is not finished anywhere."""
+        r = self._round
+        if r is None or (settlement is not None and settlement.share and settlement.round == r.number):
+            return None
+        return r.number
 
     def _settle(self, settlement: Settlement, before: View) -> None:
         r = self._round

@@ -94,7 +94,7 @@ class Agent:
         self.label = label
         self.views = Views.agent(self.seat, view, head, size=self.world.size, vote=self.vote)
         uids = tuple(seat.uid for seat in view.seats)
-        self._session.use(GRADIENTS, self.world.strategy)
+        self._session.use(GRADIENTS, self.world.strategy, self.world.job.layouts)
         self._session.use(NUMBERS, allreduce())
         if self.uid in uids:
             self._install(view)
@@ -238,6 +238,9 @@ class Agent:
 
     def abandon(self) -> None:
         self.port.abandon()
+
+    def cpu(self) -> float:
+        return 0.0
 
     def measured(self, network: Network) -> None:
         self.port.network = network

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stretto.core import Named
 from stretto.ledger import Deal, Ranges
+from stretto.session import Layout
 from stretto.simulate.promises import Broken
 
 RATE = 0.1
@@ -46,6 +48,14 @@ class Job:
     @property
     def samples(self) -> int:
         return len(self.pulls)
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """Each bucket holds one parameter, a matrix where that can be."""
+        shapes = [(2, n // 2) if n % 2 == 0 else (n,) for n in self.sizes]
+        return [
+            Layout(n, (Named(f"layer{i}.weight", s),)) for i, (n, s) in enumerate(zip(self.sizes, shapes, strict=True))
+        ]
 
     def counts(self, step: int) -> bool:
         """Do all agree on the mean of a number before this step?"""

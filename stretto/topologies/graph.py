@@ -47,6 +47,10 @@ class Trees:
     def trees(self) -> int:
         return int(self.parents.shape[0])
 
+    def root(self, tree: int) -> int:
+        """Where ``tree`` ends."""
+        return int(np.flatnonzero(self.parents[tree] == self._ranks[tree])[0])
+
     @cached_property
     def depths(self) -> Ints:
         """Edges up to the root, by pointer doubling: log2(deepest) rounds over all trees at once."""

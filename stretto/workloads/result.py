@@ -64,6 +64,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     wire_sent: int
     wire_received: int
     waiting: float
+    codec_seconds: float
+    dense: int
+    coded: int
+    rate: float
     digest: str
 
 
@@ -80,6 +84,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         finished: the agents that are in the lists: their numbers in the launch.
         bytes_sent, bytes_received: counted by stretto, all frames included.
         wire_sent, wire_received: counted by the operating system on the interface or socket.
+        codec_seconds: CPU seconds in codecs.
+        dense, coded: bytes that codecs were given, and that they made of them; 0 where there is no codec.
+        rate: bytes a second that the agents found their network to carry.
         computing, waiting: seconds; waiting is for other agents, computing is the rest.
         digests: of the weights; equal digests are equal bits.
     """
@@ -103,6 +110,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     bytes_received: list[int]
     wire_sent: list[int]
     wire_received: list[int]
+    codec_seconds: list[float]
+    dense: list[int]
+    coded: list[int]
+    rate: float
     computing: list[float]
     waiting: list[float]
     digests: list[str]
@@ -138,6 +149,10 @@ def combine(job: Job, outcomes: Sequence[Outcome]) -> Result:
         bytes_received=[o.bytes_received for o in outcomes],
         wire_sent=[o.wire_sent for o in outcomes],
         wire_received=[o.wire_received for o in outcomes],
+        codec_seconds=[o.codec_seconds for o in outcomes],
+        dense=[o.dense for o in outcomes],
+        coded=[o.coded for o in outcomes],
+        rate=first.rate,
         computing=[max(0.0, o.seconds - o.waiting) for o in outcomes],
         waiting=[o.waiting for o in outcomes],
         digests=[o.digest for o in outcomes],

@@ -137,6 +137,10 @@ class Tally:
             wire_sent=report.wire_sent,
             wire_received=report.wire_received,
             waiting=last.waiting,
+            codec_seconds=report.codec_cpu,
+            dense=report.dense,
+            coded=report.coded,
+            rate=self.agent.network.rate,
             digest=self.agent.digest(),
         )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from contracts.parts import graphs
 from stretto.codecs import Identity
-from stretto.core import Link, Payload, State, Topology
+from stretto.core import Cell, Like, Link, Topology
 from stretto.errors import PeerLost, UsageError
 from stretto.exchanges import AllReduce
 from stretto.sim import SimNetwork, World
@@ -27,7 +26,8 @@ SLACK = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 0.05}
 
 def reduce(world: World, xs: list[Tensor], topology: Topology, chunk: int | None = CHUNK) -> list[Tensor]:
     async def once(link: Link) -> Tensor:
-        (mean,), _ = await AllReduce(topology, chunk).mean(link, [xs[link.rank].clone()], Identity(), None, 0)
+        x = xs[link.rank].clone()
+        mean = await AllReduce(topology, chunk).mean(link, x, Identity(), Cell(Like.of(x)))
         return mean
 
     return world.run(once)
@@ -100,9 +100,9 @@ def test_a_nan_of_one_agent_is_seen_by_all(topology: Topology) -> None:
 def test_tensors_of_any_shape_and_number_are_reduced_in_place(topology: Topology) -> None:
     async def once(link: Link) -> bool:
         xs = [torch.full((3, 5), float(link.rank)), torch.full((), 1.0), torch.full((2, 1, 4), 2.0 * link.rank)]
-        means, _ = await AllReduce(topology).mean(link, xs, Identity(), None, 0)
+        means = [await AllReduce(topology).mean(link, x, Identity(), Cell(Like.of(x))) for x in xs]
         firsts = [m.flatten()[0].item() for m in means]
-        return all(m is x for m, x in zip(means, xs, strict=True)) and firsts == [1, 1, 2]
+        return all(m.data_ptr() == x.data_ptr() for m, x in zip(means, xs, strict=True)) and firsts == [1, 1, 2]
 
     assert World(3).run(once) == [True] * 3
 
@@ -130,7 +130,7 @@ def test_a_death_gives_peer_lost_and_nobody_hangs(topology: Topology, victim: in
 
         async def once(link: Link) -> str:
             x = torch.ones(4000)
-            await AllReduce(topology, CHUNK).mean(link, [x], Identity(), None, 0)
+            await AllReduce(topology, CHUNK).mean(link, x, Identity(), Cell(Like.of(x)))
             assert torch.equal(x, torch.ones(4000))
             return "whole"
 
@@ -187,59 +187,9 @@ def test_native_on_a_link_without_it_says_which_have_it() -> None:
 
 def test_what_has_no_mean_is_refused() -> None:
     async def once(link: Link, x: Tensor) -> Any:
-        await AllReduce(Star()).mean(link, [x], Identity(), None, 0)
+        await AllReduce(Star()).mean(link, x, Identity(), Cell(Like.of(x)))
 
     with pytest.raises(UsageError, match="int64"):
         World(2).run(lambda link: once(link, torch.ones(3, dtype=torch.int64)))
     with pytest.raises(UsageError, match="contiguous"):
         World(2).run(lambda link: once(link, torch.ones(3, 3).T[:2]))
-
-
-@dataclass(frozen=True)
-class TopK:
-    """The largest half, by value and place: a codec whose payloads cannot be added."""
-
-    kind: ClassVar[str] = "codec"
-    summable: ClassVar[bool] = False
-
-    def init(self, like: Tensor) -> State:
-        return 0
-
-    def encode(self, x: Tensor, state: State) -> tuple[Payload, State]:
-        where = x.abs().topk(-(-x.numel() // 2)).indices.sort().values
-        return (x[where], where.int(), torch.tensor([x.numel()])), state + 1
-
-    def decode(self, payload: Payload, state: State) -> tuple[Tensor, State]:
-        values, where, numel = payload
-        return values.new_zeros(int(numel)).scatter_(0, where.long(), values), state
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_payloads_that_cannot_be_added_are_decoded_by_owners_and_encoded_twice(size: int) -> None:
-    numel = 5 * size
-    xs = numbers(size, numel)
-    expected = torch.zeros(numel)
-    for start in range(0, numel, 5):
-        part = [TopK().decode(TopK().encode(x[start : start + 5], 0)[0], 0)[0] for x in xs]
-        mean = torch.stack(part).sum(0) / size
-        expected[start : start + 5] = TopK().decode(TopK().encode(mean, 0)[0], 0)[0]
-
-    async def twice(link: Link) -> tuple[Tensor, State]:
-        exchange = AllReduce(Ring())
-        _, state = await exchange.mean(link, [xs[link.rank]], TopK(), None, 0)
-        (mean,), state = await exchange.mean(link, [xs[link.rank]], TopK(), state, 1)
-        return mean, state
-
-    for mean, ((coding, outgoing),) in World(size, SimNetwork(jitter=1e-3)).run(twice):
-        torch.testing.assert_close(mean, expected)
-        assert coding == [2] * size and outgoing == 2
-
-
-@pytest.mark.parametrize("numel", [0, 1, 2])
-def test_fewer_elements_than_owners_are_no_matter(numel: int) -> None:
-    async def once(link: Link) -> Tensor:
-        (mean,), _ = await AllReduce(Ring()).mean(link, [torch.ones(numel)], TopK(), None, 0)
-        return mean
-
-    for mean in World(4).run(once):
-        assert torch.equal(mean, torch.ones(numel))

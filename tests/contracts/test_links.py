@@ -14,7 +14,7 @@ from worlds import KINDS, STREAMS, Lived, raise_first, run, run_streams
 
 from contracts.parts import graphs
 from stretto.codecs import Identity
-from stretto.core import ANY, Link, Message, Topology
+from stretto.core import ANY, Cell, Like, Link, Message, Topology
 from stretto.errors import PeerLost, ProtocolError
 from stretto.exchanges import AllReduce
 from stretto.links import channel
@@ -406,7 +406,8 @@ def test_a_link_tells_time_and_sleeps(kind: str) -> None:
 
 def reduced(kind: str, size: int, topology: Topology, numel: int) -> list[list[int]]:
     async def once(link: Link) -> list[int]:
-        (mean,), _ = await AllReduce(topology).mean(link, [numbered(numel, link.rank)], Identity(), None, 0)
+        x = numbered(numel, link.rank)
+        mean = await AllReduce(topology).mean(link, x, Identity(), Cell(Like.of(x)))
         return bits(mean)
 
     return run(kind, size, once)
