@@ -34,6 +34,7 @@ fuzz: $(STAMP)
 storms: $(STAMP)
 	@mkdir -p docs/results
 	@$(BIN)/stretto simulate --faults storm --seeds 10000 --page docs/results/simulate.md
+	@$(BIN)/stretto simulate --faults storm --seeds 1000 --codecs --page docs/results/simulate-codecs.md
 
 bench: $(STAMP)
 	@mkdir -p docs/results

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from stretto.bench import allreduce as allreduces
 from stretto.bench import beside_python, memory, scale, step
+from stretto.bench import codec as codecs
 from stretto.bench import overlap as overlaps
 from stretto.bench.report import Section, machine, page
 from stretto.cli import options, output
@@ -79,6 +80,13 @@ def memory_(json: str | None) -> None:
     _measure(json, lambda say: memory.run("stretto bench memory", say))
 
 
+@bench.command("codec")
+@options.json
+def codec_(json: str | None) -> None:
+    """What every codec costs, saves and loses, on one core."""
+    _measure(json, lambda say: codecs.run("stretto bench codec", say))
+
+
 @bench.command("scale")
 @click.option("--agents", default="4,8,16,32,64", show_default=True, help="How many agents, between commas.")
 @options.json
@@ -97,7 +105,7 @@ def all_(context: click.Context, folder: str | None) -> None:
         raise UsageError(f"--folder {folder}: there is no such directory; make it first")
     console, where = output.console(None), machine()
     sections = []
-    for command in (allreduce, step_, overlap, python, memory_, scale_):
+    for command in (allreduce, step_, overlap, python, memory_, scale_, codec_):
         context.invoke(command)
         sections.append(context.meta[SECTION])
     if folder is not None:

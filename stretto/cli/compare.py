@@ -90,7 +90,7 @@ def row(strategy: str, results: Sequence[Result]) -> Row:
         accuracy=_spread([r.accuracy for r in results]),
         seconds=_spread([r.seconds for r in results]),
         samples_per_second=_spread([r.speed for r in results]),
-        sent=_spread([statistics.fmean(r.bytes_sent) / r.steps for r in results]),
+        sent=_spread([statistics.fmean(r.sent_training) / r.steps for r in results]),
         waiting=_spread([statistics.fmean(r.waiting) / r.seconds for r in results]),
         ratio=ratio or 1.0,
         codec_seconds=_spread([statistics.fmean(r.codec_seconds) / r.steps for r in results]),
@@ -101,7 +101,7 @@ def row(strategy: str, results: Sequence[Result]) -> Row:
 def verdict(results: Sequence[Result], ratio: float) -> str:
     """Does a codec of this ratio pay, at the rate that the agents found their network to have?"""
     cost = statistics.median(statistics.fmean(r.codec_seconds) / r.steps for r in results)
-    saved = statistics.median(statistics.fmean(r.bytes_sent) / r.steps * (ratio - 1) / r.rate for r in results)
+    saved = statistics.median(statistics.fmean(r.sent_training) / r.steps * (ratio - 1) / r.rate for r in results)
     rate = statistics.median(r.rate for r in results)
     costs = f"this codec costs {_short(cost)} a step here and saves {_short(saved)} at {_rate(rate)}"
     return f"{costs}: " + ("it pays" if saved > cost else "slower than not compressing")

@@ -18,7 +18,7 @@ from stretto import text
 from stretto.cli import options, output
 from stretto.core import Strategy
 from stretto.errors import StrettoError, UnknownName, UsageError
-from stretto.simulate import MIXES, Break, Setting, Tally, listed, merged, storm, trace
+from stretto.simulate import MIXES, Break, Setting, Tally, coded, listed, merged, storm, trace
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +40,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--faults", default="storm", show_default=True, help=f"What goes wrong: {', '.join(MIXES)}.")
 @click.option("--seeds", default=1000, show_default=True, help="How many runs, from --seed on.")
 @click.option("--strategy", help="How the agents synchronise. [default: every one, along every topology, in turn]")
+@click.option("--codecs", is_flag=True, help="Every codec in turn, instead of every topology.")
 @click.option("--agents", default="1..5", show_default=True, help="Least and most of them.")
 @click.option("--seed", default=0, show_default=True, help="The first one.")
 @click.option("--trace", "traced", is_flag=True, help="Play the one run of --seed, event by event.")
@@ -50,6 +51,7 @@ def simulate(
     faults: str,
     seeds: int,
     strategy: str | None,
+    codecs: bool,
     agents: str,
     seed: int,
     traced: bool,
@@ -67,7 +69,10 @@ def simulate(
     output.check_json(json)
     output.check_json(page)
     setting = _setting(faults, agents)
-    chosen = listed() if strategy is None else [text.parse(strategy, "strategy")]
+    if strategy is not None and codecs:
+        raise UsageError("--codecs plays every codec; give either that or --strategy")
+    everything = coded() if codecs else listed()
+    chosen = everything if strategy is None else [text.parse(strategy, "strategy")]
     console = output.console(json)
     if traced:
         if len(chosen) > 1:
@@ -77,7 +82,7 @@ def simulate(
     if seeds < 1 or (jobs is not None and jobs < 1):
         raise UsageError("give --seeds and --jobs 1 or more")
     command = f"stretto simulate --faults {faults} --seeds {seeds} --agents {agents} --seed {seed}"
-    command += f" --strategy '{strategy}'" if strategy else ""
+    command += f" --strategy '{strategy}'" if strategy else " --codecs" if codecs else ""
     begun = time.monotonic()
     tallies = []
     with Live(console=console, transient=True) as live:

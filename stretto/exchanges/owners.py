@@ -51,7 +51,7 @@ async def mean_by_owners(link: Link, x: Tensor, codec: Codec, cell: Cell, parts:
     likes = [cell.like.part(p.start, p.stop, i) for i, p in enumerate(parts)]
     if cell.state is None:
         cell.state = _begin(codec, likes, parts, link)
-    sending, means = list(cell.state["sending"]), list(cell.state["means"])
+    sending, means = list(cell.state["sending"]), dict(cell.state["means"])
     others = [r for r in range(link.size) if r != link.rank]
     mine = [i for i, p in enumerate(parts) if p.owner == link.rank]
     scattered = {(i, r): link.recv(r, 2 * i + SCATTER, _room(codec, likes[i])) for i in mine for r in others}
@@ -73,11 +73,12 @@ async def mean_by_owners(link: Link, x: Tensor, codec: Codec, cell: Cell, parts:
             payload = own[i] if r == link.rank else (await scattered[i, r]).payload
             total += codec.decode(payload, likes[i], sending[i])[0]
         total /= link.size
-        agreed, means[i] = codec.encode(total, replace(likes[i], own=mixed(likes[i].own, _AGAIN)), means[i])
-        cell.state = {**cell.state, "means": list(means)}
+        again = replace(likes[i], own=mixed(likes[i].own, _AGAIN))
+        agreed, means[str(i)] = codec.encode(total, again, means[str(i)])
+        cell.state = {**cell.state, "means": dict(means)}
         for r in others:
             link.post(r, agreed, 2 * i + GATHER)
-        out[parts[i].start : parts[i].stop] = codec.decode(agreed, likes[i], means[i])[0]
+        out[parts[i].start : parts[i].stop] = codec.decode(agreed, likes[i], means[str(i)])[0]
     for i, arrival in gathered.items():
         out[parts[i].start : parts[i].stop] = codec.decode((await arrival).payload, likes[i], sending[i])[0]
     await link.drain()
@@ -93,24 +94,20 @@ def kept_by_owners(codec: Codec, cell: Cell, parts: Sequence[Part]) -> Tensor | 
     """What an agent holds back: of what it sent, and, for as many agents as shared it, of means that it owned."""
     if cell.state is None:
         return None
+    held = [(i, state, 1) for i, state in enumerate(cell.state["sending"])]
+    held += [(int(i), state, cell.state["size"]) for i, state in cell.state["means"].items()]
     out: Tensor | None = None
-    size = cell.state["size"]
-    for states, times in ((cell.state["sending"], 1.0), (cell.state["means"], float(size))):
-        for i, (part, state) in enumerate(zip(parts, states, strict=True)):
-            like = cell.like.part(part.start, part.stop, i)
-            found = codec.kept(like, state) if state is not _NOBODY else None
-            if found is not None:
-                out = torch.zeros(cell.like.numel, dtype=torch.float32) if out is None else out
-                out[part.start : part.stop].add_(found, alpha=times)
+    for i, state, times in held:
+        found = codec.kept(cell.like.part(parts[i].start, parts[i].stop, i), state)
+        if found is not None:
+            out = torch.zeros(cell.like.numel) if out is None else out
+            out[parts[i].start : parts[i].stop].add_(found, alpha=times)
     return out
-
-
-_NOBODY: Any = "another's"
 
 
 def _begin(codec: Codec, likes: Sequence[Like], parts: Sequence[Part], link: Link) -> dict[str, Any]:
     return {
         "size": link.size,
         "sending": [codec.init(like) for like in likes],
-        "means": [codec.init(like) if p.owner == link.rank else _NOBODY for like, p in zip(likes, parts, strict=True)],
+        "means": {str(i): codec.init(likes[i]) for i, p in enumerate(parts) if p.owner == link.rank},
     }

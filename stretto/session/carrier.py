@@ -28,6 +28,7 @@ class Carrier:
         self._around = around
         self._strategies: dict[int, Strategy] = {}
         self._lanes: dict[tuple[int, int], Lanes] = {}
+        self._layouts: dict[tuple[int, int], Layout] = {}
         self._place = Place(0, 0, (0,))
         self.meter = Meter(around.cpu)
         self._spare: dict[tuple[torch.dtype, int], list[Tensor]] = {}
@@ -36,7 +37,7 @@ class Carrier:
     def use(self, group: int, strategy: Strategy, layouts: Sequence[Layout] = ()) -> None:
         """Average the buckets of ``group`` by ``strategy``. What another one's codec held back of them is owed.
 
-        ``layouts``: what lies in each bucket; needed where the codec is a lossy one.
+        ``layouts``: what lies in each bucket; without, they travel as they are.
 
         Raises:
             UsageError: it exchanges something else than gradients.
@@ -47,9 +48,10 @@ class Carrier:
             )
         self._strategies[group] = strategy
         for bucket, layout in enumerate(layouts):
+            self._layouts[group, bucket] = layout
             before = self._lanes.pop((group, bucket), None)
             if before is not None or strategy.codec != _LOSSLESS:
-                lanes = self._lanes[group, bucket] = Lanes(strategy, layout, mixed(group, bucket), self.meter)
+                lanes = self._begin(group, bucket)
                 if before is not None:
                     lanes.take_over(before)
 
@@ -74,17 +76,20 @@ class Carrier:
         """Go on from what one agent or several remembered; see :meth:`Lanes.restore`.
 
         Raises:
-            DataError: it is of another strategy.
+            DataError: it is damaged, or another model's.
         """
         found: dict[tuple[int, int], list[Any]] = {}
         for (group, bucket), state in (item for part in parts for item in part):
             found.setdefault((group, bucket), []).append(state)
-        if found and found.keys() != self._lanes.keys():
-            raise DataError(
-                "the checkpoint has what other codecs remember: resume with the strategy that it was saved with"
-            )
         for key, states in found.items():
-            self._lanes[key].restore(states, self._place, scale)
+            if key not in self._layouts:
+                raise DataError(f"the checkpoint has a bucket {key} that these models have not")
+            (self._lanes.get(key) or self._begin(*key)).restore(states, self._place, scale)
+
+    def _begin(self, group: int, bucket: int) -> Lanes:
+        layout, number = self._layouts[group, bucket], mixed(group, bucket)
+        lanes = self._lanes[group, bucket] = Lanes(self._strategies[group], layout, number, self.meter)
+        return lanes
 
     def assume(self, network: Network) -> None:
         """The network is like that."""

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from stretto.codecs import Identity
 from stretto.core import Cell, Codec, Like, Link, Named, Strategy, mixed
-from stretto.errors import DataError
+from stretto.errors import DataError, UsageError
 from stretto.exchanges import Lane
 from stretto.session.metered import Meter, Metered
+from stretto.text import parse
 
 _AS_IT_IS: Final = Identity()
 
@@ -80,7 +81,7 @@ class Lanes:
     async def mean(self, link: Link, x: Tensor, place: Place, number: int) -> Tensor:
         """The mean of ``x`` (1-d) over agents, in its own memory, in round ``number``."""
         if self._place is None or self._dtype != x.dtype:
-            self._enter(x.dtype, place)
+            self._enter(self._strategy, x.dtype, place)
         self._round, self._before = number, ([way.cell.state for way in self._ways], self._owed)
         gradients, riders = x[: self._layout.gradients], x[self._layout.gradients :]
         if self._owed is not None:
@@ -108,18 +109,21 @@ class Lanes:
 
     def flush(self) -> None:
         """An epoch has ended: what was held back is owed, and all else forgotten. It may still be undone."""
+        self._flush(self._strategy)
+
+    def _flush(self, by: Strategy) -> None:
         if self._place is None:
             return
         states, owed = self._before
-        self._before = [], self._held(states, owed) if self._round else None
-        self._owed = self._held([way.cell.state for way in self._ways], self._owed)
+        self._before = [], self._held(by, states, owed) if self._round else None
+        self._owed = self._held(by, [way.cell.state for way in self._ways], self._owed)
         self._place, self._ways = None, []
 
-    def _held(self, states: Sequence[Any], owed: Tensor | None) -> Tensor | None:
+    def _held(self, by: Strategy, states: Sequence[Any], owed: Tensor | None) -> Tensor | None:
         """What is owed, and what was held back in these states of our ways."""
         assert self._place is not None
         for way, state in zip(self._ways, states, strict=True):
-            kept = self._strategy.exchange.kept(way.codec, Cell(way.cell.like, state), self._place.hosts)
+            kept = by.exchange.kept(way.codec, Cell(way.cell.like, state), self._place.hosts)
             if kept is not None:
                 owed = torch.zeros(self._layout.gradients) if owed is None else owed.clone()
                 way.scatter(way.gather(owed) + kept, owed)
@@ -138,6 +142,7 @@ class Lanes:
         """What is remembered between two rounds, in plain values."""
         place = self._place
         return {
+            "strategy": str(self._strategy),
             "dtype": str(self._dtype).removeprefix("torch."),
             "place": [place.epoch, place.rank, list(place.hosts)] if place is not None else None,
             "ways": [way.cell.state for way in self._ways],
@@ -150,42 +155,43 @@ class Lanes:
         ``scale``: how many agents we are to one of those.
 
         Raises:
-            DataError: it is of another bucket or strategy.
+            DataError: it is damaged, or of another model's bucket.
         """
         owed: Tensor | None = None
         for state in states:
             try:
-                self._remember(state)
-            except (KeyError, TypeError, ValueError, AttributeError) as e:
-                raise DataError(
-                    f"what the checkpoint has of {self._strategy}'s codec is not of this bucket ({e}): resume with the "
-                    "strategy that it was saved with"
-                ) from e
+                strategy = self._remember(state)
+            except (KeyError, TypeError, ValueError, AttributeError, UsageError) as e:
+                raise DataError(f"what the checkpoint has of a bucket's codec does not fit this model: {e}") from e
             there = self._place
-            if there is not None and len(states) == 1 and (there.rank, there.hosts) == (place.rank, place.hosts):
+            same = there is not None and (there.rank, there.hosts) == (place.rank, place.hosts)
+            if same and len(states) == 1 and strategy == self._strategy:
                 self._place = place
                 return
-            self.flush()
+            self._flush(strategy)
             if self._owed is not None:
                 owed = self._owed * scale if owed is None else owed.add_(self._owed, alpha=scale)
         self._owed = owed
 
-    def _remember(self, state: Any) -> None:
-        self._place, self._ways, self._round = None, [], 0
+    def _remember(self, state: Any) -> Strategy:
+        """Be where ``state`` was saved; the strategy that it was saved under."""
+        strategy: Strategy = parse(state["strategy"], "strategy")
+        self.forget()
         self._owed = state["owed"]
         if self._owed is not None and self._owed.shape != (self._layout.gradients,):
             raise ValueError(f"{tuple(self._owed.shape)} elements are owed, of {self._layout.gradients}")
         if state["place"] is not None:
             epoch, rank, hosts = state["place"]
-            self._enter(getattr(torch, state["dtype"]), Place(epoch, rank, tuple(hosts)))
+            self._enter(strategy, getattr(torch, state["dtype"]), Place(epoch, rank, tuple(hosts)))
             for way, found in zip(self._ways, state["ways"], strict=True):
                 way.cell.state = found
+        return strategy
 
-    def _enter(self, dtype: torch.dtype, place: Place) -> None:
+    def _enter(self, strategy: Strategy, dtype: torch.dtype, place: Place) -> None:
         like = Like((self._layout.gradients,), dtype, self._layout.pieces)
         seed = mixed(place.epoch, self._number)
         self._dtype, self._place, self._ways = dtype, place, []
-        for i, (codec, ranges) in enumerate(self._strategy.codec.groups(like)):
+        for i, (codec, ranges) in enumerate(strategy.codec.groups(like)):
             pieces = tuple(piece for start, stop in ranges for piece in like.part(start, stop, 0).pieces)
             numel = sum(piece.numel for piece in pieces)
             cell = Cell(Like((numel,), dtype, pieces, mixed(seed, i), mixed(seed, i, place.rank)))

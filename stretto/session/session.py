@@ -28,9 +28,10 @@ from stretto.membership.messages import Report, View
 from stretto.membership.settle import Settlement, settle
 from stretto.session import views
 from stretto.session.carrier import Carrier
+from stretto.session.dealing import Dealing
 from stretto.session.healing import Healing
 from stretto.session.lanes import Layout, Place
-from stretto.session.rounds import Cancel, Closing, Order, Parts, Round, exchange_number, share_number
+from stretto.session.rounds import Cancel, Closing, Order, Round, exchange_number, share_number
 from stretto.session.surroundings import Ended, Surroundings, Trainer
 
 
@@ -49,10 +50,8 @@ class Session:
         self._healed = True
         self._brought = hashlib.blake2s(digest_size=8)
         self._expected = self._held = False
-        self._moves: list[tuple[int, View]] = []
         self._labels: dict[int, int] = {}
-        self._dealt: tuple[tuple[int, ...], ...] = ()
-        self._to_deal: tuple[tuple[int, ...], ...] = ()
+        self._dealing = Dealing(me)
         self._refused: StrettoError | None = None
         self._direct_until = 0
         self._healing = Healing(surroundings, trainer, self.refuse)
@@ -212,11 +211,11 @@ class Session:
         settlement = settle(view) if stays else None
         self._carrier.enter(Place(epoch.number, rank, epoch.hosts), self._redone(settlement))
         if before is not None and stays:
-            self._moves = [(last, old) for last, old in self._moves if last < view.entry] + [(view.entry, view)]
+            self._dealing.move(view)
             if settlement is not None:
                 self._settle(settlement, before)
         elif view.number == views.FIRST:
-            self._dealt = self._to_deal = (epoch.uids,)
+            self._dealing.begin(view)
         else:
             self._carrier.forget()
             self._enter_late(view)
@@ -231,7 +230,7 @@ class Session:
         self._view, self._healed = None, False
         self._frozen = self._held = self._expected = False
         self._last.clear()
-        self._moves.clear()
+        self._dealing.out()
         self._healing.forget()
         waiting = self._round
         if waiting is None:
@@ -320,21 +319,7 @@ class Session:
             view=self._view.number,
             contributors=[self._labels[uid] for uid in parts.contributors],
         )
-        return self._closing(r, parts)
-
-    def _closing(self, r: Round, parts: Parts) -> Closing:
-        """Where members changed between the draw of a batch and its fence, it was dealt to these or to those."""
-        if r.fence:
-            self._dealt, self._to_deal = self._to_deal, self._to_deal[-1:]
-        counted = {frozenset(uids) for uids in self._dealt}
-        whole = parts.size == len(parts.contributors) and counted == {frozenset(parts.contributors)}
-        moved = [view for last, view in self._moves if last <= r.number]
-        self._moves = [(last, view) for last, view in self._moves if last > r.number]
-        if not moved:
-            return Closing(r.number, parts.contributors, whole)
-        epoch = views.epoch_of(moved[-1])
-        self._to_deal = (epoch.uids,) if r.fence else (*self._to_deal, epoch.uids)
-        return Closing(r.number, parts.contributors, whole, epoch, epoch.uids.index(self._me))
+        return self._dealing.closing(r, parts)
 
     # How an epoch begins
 
@@ -393,8 +378,7 @@ class Session:
     def _enter_late(self, view: View) -> None:
         """A newcomer: its first fence becomes round ``entry`` of the others, without any weight."""
         self._healed, self._number = False, view.entry
-        self._dealt = self._to_deal = ()
-        self._moves = [(view.entry, view)]
+        self._dealing.enter_late(view)
         if self._round is not None:
             self._round.number = view.entry
             self._round.results.clear()

@@ -2,7 +2,7 @@
 
 from stretto.simulate.faults import MIXES, Fault
 from stretto.simulate.promises import Broken
-from stretto.simulate.storm import Break, Setting, Tally, examine, listed, merged, play, schedule, storm, trace
+from stretto.simulate.storm import Break, Setting, Tally, coded, examine, listed, merged, play, schedule, storm, trace
 from stretto.simulate.world import World
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Setting",
     "Tally",
     "World",
+    "coded",
     "examine",
     "listed",
     "merged",

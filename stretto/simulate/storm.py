@@ -74,6 +74,12 @@ def listed() -> list[Strategy]:
     return found
 
 
+def coded() -> list[Strategy]:
+    """All-reduce with every codec by its name, and with feedback around what it is made for."""
+    texts = [*names("codec"), *(f"feedback({codec})" for codec in ("sign", "lowrank(1)", "topk(0.3)+int8"))]
+    return [parse(f"allreduce(codec={text})", "strategy") for text in texts if text != "identity"]
+
+
 def schedule(seed: int, setting: Setting) -> tuple[int, tuple[Fault, ...]]:
     """How many agents, and what happens to them."""
     rng = random.Random(seed ^ 0x5EED)

@@ -64,6 +64,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     wire_sent: int
     wire_received: int
     waiting: float
+    sent_training: int
     codec_seconds: float
     dense: int
     coded: int
@@ -84,6 +85,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         finished: the agents that are in the lists: their numbers in the launch.
         bytes_sent, bytes_received: counted by stretto, all frames included.
         wire_sent, wire_received: counted by the operating system on the interface or socket.
+        sent_training: of bytes_sent those after the first weights were spread.
         codec_seconds: CPU seconds in codecs.
         dense, coded: bytes that codecs were given, and that they made of them; 0 where there is no codec.
         rate: bytes a second that the agents found their network to carry.
@@ -110,6 +112,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     bytes_received: list[int]
     wire_sent: list[int]
     wire_received: list[int]
+    sent_training: list[int]
     codec_seconds: list[float]
     dense: list[int]
     coded: list[int]
@@ -149,6 +152,7 @@ def combine(job: Job, outcomes: Sequence[Outcome]) -> Result:
         bytes_received=[o.bytes_received for o in outcomes],
         wire_sent=[o.wire_sent for o in outcomes],
         wire_received=[o.wire_received for o in outcomes],
+        sent_training=[o.sent_training for o in outcomes],
         codec_seconds=[o.codec_seconds for o in outcomes],
         dense=[o.dense for o in outcomes],
         coded=[o.coded for o in outcomes],

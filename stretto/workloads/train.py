@@ -11,6 +11,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from stretto.core import Network
 from stretto.workloads.result import Outcome, Progress
 from stretto.workloads.workload import Split, Workload
 
@@ -40,6 +41,12 @@ class Report(Protocol):
     def wire_received(self) -> int: ...
     @property
     def waiting(self) -> float: ...
+    @property
+    def codec_cpu(self) -> float: ...
+    @property
+    def dense(self) -> int: ...
+    @property
+    def coded(self) -> int: ...
 
 
 class Shard(Protocol):
@@ -62,6 +69,8 @@ class Agent(Protocol):
     def size(self) -> int: ...
     @property
     def steps(self) -> int: ...
+    @property
+    def network(self) -> Network: ...
     def prepare(self, model: Any, *optimizers: Any, strategy: Any = ...) -> tuple[Any, ...]: ...
     def shard(self, dataset: Any, batch_size: int, epochs: int = ..., seed: int = ...) -> Shard: ...
     def mean(self, value: float, /) -> float: ...
@@ -77,12 +86,14 @@ class Tally:
         self.trained = 0
         self._samples = samples
         self._waited_before = 0.0
+        self._sent_before = 0
         self._begin = time.monotonic()
         self._agreed = 0.0
 
     def begin(self) -> None:
         """The clock starts now."""
-        self._waited_before = self.agent.report().waiting
+        report = self.agent.report()
+        self._waited_before, self._sent_before = report.waiting, report.bytes_sent
         self._begin = time.monotonic()
 
     def agree(self) -> float:
@@ -137,6 +148,7 @@ class Tally:
             wire_sent=report.wire_sent,
             wire_received=report.wire_received,
             waiting=last.waiting,
+            sent_training=last.bytes_sent - self._sent_before,
             codec_seconds=report.codec_cpu,
             dense=report.dense,
             coded=report.coded,

@@ -20,5 +20,29 @@ def graphs() -> list[Topology]:
     return [t for t in all_topologies() if str(t) != "native"] + [parse(c, "topology") for c in compositions]
 
 
+CODECS = (
+    "int8(stochastic=true)",
+    "int4(block=64, stochastic=true)",
+    "int2(stochastic=true)",
+    "fp8(format='e5m2')",
+    "topk(0.1, sampled=true)",
+    "randomk(0.1, scaled=false)",
+    "threshold(0.5, most=0.2)",
+    "dct_topk(0.25)",
+    "lowrank(1)",
+    "topk(0.1)+int4",
+    "randomk(0.1, scaled=false)+int8",
+    "threshold(0.5)+fp16",
+    "feedback(sign)",
+    "feedback(int4)",
+    "feedback(lowrank(2), decay=0.9)",
+    "feedback(randomk(0.1, scaled=false))",
+    "feedback(topk(0.1)+int4)",
+    "per_layer({biases: identity, norms: bf16, 'embed.*': int4}, rest=topk(0.1))",
+    "feedback(per_layer({embeddings: sign}, rest=int4))",
+)
+"""Compositions and other settings that people use."""
+
+
 def all_codecs() -> list[Codec]:
-    return [parse(name, "codec") for name in names("codec")]
+    return [parse(text, "codec") for text in (*names("codec"), *CODECS)]

@@ -10,7 +10,7 @@ import pytest
 
 import stretto.strategies  # noqa: F401  registers their names
 from stretto.core import Strategy
-from stretto.simulate import Setting, Tally, examine, listed
+from stretto.simulate import Setting, Tally, coded, examine, listed
 
 STORMS = 100
 
@@ -27,6 +27,13 @@ def test_without_faults_all_end_with_the_weights_of_one_process(strategy: Strate
     tally = examine(range(20), strategy, Setting("none"))
     check(tally)
     assert tally.outcomes == {"ended": 20}
+
+
+@pytest.mark.parametrize("strategy", coded(), ids=str)
+def test_with_every_codec_survivors_have_the_same_bits_and_every_sample_is_trained_once(strategy: Strategy) -> None:
+    tally = examine(range(STORMS // 5), strategy, Setting("storm"))
+    check(tally)
+    assert tally.outcomes["ended"] > STORMS // 5 * 3 // 4
 
 
 @every_strategy

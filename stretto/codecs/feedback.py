@@ -1,0 +1,165 @@
+"""Error feedback: what a codec loses is remembered, and sent with what comes next.
+
+Theory of operation (Seide et al.: 1-bit stochastic gradient descent, Interspeech 2014, section 2; Karimireddy, Rebjock,
+Stich, Jaggi: Error feedback fixes SignSGD, ICML 2019, algorithm 2). With x the tensor, e the residual, C the codec and
+d the decay,
+
+    y = x + d e        C(y) is sent        e' = y - C(y)
+
+so that with d = 1 all that is ever given is sent, sooner or later, and what is late stays bounded if C contracts.
+C(y) is what this agent's own payload decodes to, not the mean: so each residual is what that agent has not sent yet,
+and all of them together are what the mean lacks.
+
+A state that was handed out is never written: there is a new residual each time, so one may go back to any state before.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from stretto.codecs.base import Base, floats
+from stretto.codecs.topk import TopK
+from stretto.codecs.wrapped import codec_of
+from stretto.core import Codec, Groups, Like, Payload, State
+from stretto.errors import UsageError
+from stretto.text import named
+
+CHUNK: Final = 131_072
+"""Elements that are added at a time, so that they are still in the cache when they are looked at."""
+
+
+@runtime_checkable
+class Takes(Protocol):
+    """A codec that knows a quicker way than to decode all and subtract it."""
+
+    def take(self, y: Tensor, payload: Payload, like: Like, state: State) -> None:
+        """``y`` (float32, flat) loses what this agent's own payload, the last one, holds of it."""
+        ...
+
+
+@named("feedback", kind="codec")
+@dataclass(frozen=True)
+class Feedback(Base):
+    """What ``codec`` loses, the residual, is added to what it is given next, times ``decay``.
+
+    The residual (float32, as long as the tensor) is what this agent has not sent yet. It is saved with the state, and
+    added to the next exchange after a fence. Only a death loses it: what the dead had held back, nobody else knows.
+    While something is not finite and may pass (``nonfinite="pass"``), the residual stays what it was.
+
+    Seide et al. 2014, section 2; Karimireddy et al. 2019, algorithm 2.
+
+    Raises:
+        UsageError: ``codec`` may lose more than there is, or ``decay`` is not above 0 and at most 1.
+    """
+
+    paper: ClassVar[str] = "Seide et al. 2014; Karimireddy et al. 2019"
+    when: ClassVar[str] = "around whatever drops or rounds much: topk, sign, int2, lowrank"
+
+    codec: Codec = TopK(0.01)  # noqa: RUF009
+    decay: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "codec", codec_of(self.codec, "feedback"))
+        if not self.codec.contracts:
+            raise UsageError(f"{self}: {_refused(self.codec)}")
+        if not 0 < self.decay <= 1:
+            raise UsageError(f"{self}: decay must be above 0 and at most 1")
+
+    @property
+    def summable(self) -> bool:
+        return self.codec.summable
+
+    @property
+    def contracts(self) -> bool:
+        return False
+
+    @property
+    def passes(self) -> int:
+        return self.codec.passes
+
+    @property
+    def exact(self) -> bool:
+        return self.codec.exact
+
+    def groups(self, like: Like) -> Groups:
+        return tuple((replace(self, codec=codec), ranges) for codec, ranges in self.codec.groups(like))
+
+    def init(self, like: Like) -> State:
+        inner = self.codec.init(_inner(like))
+        return {"inner": inner, "residual": torch.zeros(like.numel, dtype=torch.float32)}
+
+    def encode(self, x: Tensor, like: Like, state: State) -> tuple[Payload, State]:
+        y, finite = _sum(floats(x), state["residual"], self.decay)
+        payload, inner = self.codec.encode(y, _inner(like), state["inner"])
+        state = {"inner": inner, "residual": state["residual"], "whole": y if finite else None, "pass": 1}
+        return payload, self._settled(payload, like, state)
+
+    def refine(self, mean: Payload, like: Like, state: State) -> tuple[Payload, State]:
+        payload, inner = self.codec.refine(mean, _inner(like), state["inner"])
+        state = {**state, "inner": inner, "pass": state["pass"] + 1}
+        return payload, self._settled(payload, like, state)
+
+    def decode(self, payload: Payload, like: Like, state: State) -> tuple[Tensor, State]:
+        x, inner = self.codec.decode(payload, _inner(like), state["inner"])
+        return x.to(like.dtype).view(like.shape), {**state, "inner": inner}
+
+    def kept(self, like: Like, state: State) -> Tensor | None:
+        inner: Tensor | None = self.codec.kept(_inner(like), state["inner"])
+        residual: Tensor = state["residual"] * self.decay
+        return residual if inner is None else residual + inner
+
+    def size(self, like: Like) -> int:
+        return self.codec.size(_inner(like))
+
+    def bound(self, x: Tensor) -> float:
+        """Of ``x`` with the residual; and that is only late."""
+        return self.codec.bound(floats(x))
+
+    def _settled(self, payload: Payload, like: Like, state: Any) -> State:
+        """After the last pass, with the new residual."""
+        if state["pass"] < self.passes:
+            return state
+        y, inner = state["whole"], state["inner"]
+        residual = state["residual"] if y is None else self._left(y, payload, _inner(like), inner)
+        return {"inner": inner, "residual": residual}
+
+    def _left(self, y: Tensor, payload: Payload, like: Like, inner: State) -> Tensor:
+        """``y`` without what ``payload`` holds of it; in its own memory, where nobody else has that."""
+        if self.passes > 1 or any(_share(y, part) for part in payload):
+            y = y.clone()
+        if isinstance(self.codec, Takes):
+            self.codec.take(y, payload, like, inner)
+        else:
+            y.sub_(self.codec.decode(payload, like, inner)[0])
+        return y
+
+
+def _sum(x: Tensor, residual: Tensor, decay: float) -> tuple[Tensor, bool]:
+    """``x`` + ``decay`` times ``residual``, as new memory, and whether all of it is finite."""
+    out, total = torch.empty_like(residual), 0.0
+    for start in range(0, out.numel(), CHUNK):
+        place = out[start : start + CHUNK]
+        torch.add(x[start : start + CHUNK], residual[start : start + CHUNK], alpha=decay, out=place)
+        total += float(place.sum())
+    return out, math.isfinite(total) or bool(out.isfinite().all())
+
+
+def _inner(like: Like) -> Like:
+    return replace(like, shape=(like.numel,), dtype=torch.float32)
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _refused(codec: Codec) -> str:
+    instead = "an unbiased codec needs no feedback: use it alone, or feed back" if codec.unbiased else "feed back"
+    return (
+        f"{codec} may lose more than there is, and what is held back would grow without end; {instead} one that never "
+        "does, such as topk(0.01), sign, int4 or lowrank"
+    )
