@@ -48,6 +48,7 @@ laboratory: $(STAMP)
 
 accuracy: $(STAMP)
 	@$(BIN)/python benchmarks/accuracy.py
+	@$(BIN)/python benchmarks/codecs.py
 
 docs: $(STAMP)
 	$(call say,doctests in docs and modules)

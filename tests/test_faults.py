@@ -198,14 +198,24 @@ def test_several_may_die_one_after_the_other_down_to_one(link: str, tmp_path: Pa
 # They come again
 
 
-def stay(agent: Agent, life: int, stop: str, dies: str = "", rule: Any = "mean", width: int = 16) -> dict[str, Any]:
+def stay(
+    agent: Agent,
+    life: int,
+    stop: str,
+    dies: str = "",
+    rule: Any = "mean",
+    width: int = 16,
+    strategy: str = "allreduce",
+) -> dict[str, Any]:
     """Train until the file ``stop`` is there. ``dies``: ``"LABEL LIFE MOMENT"``."""
     torch.manual_seed(life + 10 * agent.label)
     net = nn.Sequential(nn.BatchNorm1d(FEATURES, dtype=torch.float64), *model(width))
     optimizer = sgd(net)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0 * (life + 1), growth_interval=3)
-    net, optimizer, scheduler, scaler = agent.prepare(net, optimizer, scheduler, scaler, buffers=rule)
+    net, optimizer, scheduler, scaler = agent.prepare(
+        net, optimizer, scheduler, scaler, buffers=rule, strategy=strategy
+    )
     shard = agent.shard(data(), BATCH, epochs=100_000, seed=3)
     for moment in ("snapshot", "take_over"):
         if dies == f"{agent.label} {life} {moment}":
@@ -255,6 +265,27 @@ def test_one_started_again_is_given_the_state_and_trains_on(link: str, tmp_path:
         healed = again.wait("healed")
         assert healed["nbytes"] > 8 * weights(model()).numel()
         again.wait("stepped", step=run.lives[0].events("stepped")[-1]["step"] + 2)
+        stop.touch()
+        ends = run.results()
+    assert ends.pop(1) == KILLED
+    alike(ends, [0, 1, 2])
+
+
+def stay_coded(agent: Agent, life: int, stop: str, codec: str) -> dict[str, Any]:
+    return stay(agent, life, stop, strategy=f"allreduce(codec={codec})")
+
+
+@pytest.mark.parametrize("codec", ["feedback(topk(0.1))", "feedback(lowrank(1))", "int8(stochastic=true)"])
+@pytest.mark.parametrize("link", ["tcp", "shm"])
+def test_with_a_codec_survivors_and_newcomers_go_on_alike(codec: str, link: str, tmp_path: Path) -> None:
+    stop = tmp_path / "stop"
+    with running(3, stay_coded, str(stop), codec, folder=tmp_path, link=link) as run:
+        run.lives[1].wait("stepped", step=4)
+        run.lives[1].signal(signal.SIGKILL)
+        others(run, 0, 2)
+        again = run.start(1)
+        again.wait("healed")
+        again.wait("stepped", step=run.lives[0].events("stepped")[-1]["step"] + 3)
         stop.touch()
         ends = run.results()
     assert ends.pop(1) == KILLED

@@ -23,13 +23,14 @@ from processes import agents
 import stretto
 from stretto import workloads
 from stretto.agent import Agent
-from stretto.core import Member
+from stretto.core import Member, Strategy
 from stretto.errors import NetworkError, UsageError
 from stretto.links import connect
 from stretto.links.connect import Switchboard, listen_tcp
 from stretto.links.handshake import ANYONE, Claim, Handshake, Purpose, prove
 from stretto.links.loop import Loop
 from stretto.links.tls import make_certificate
+from stretto.simulate import coded
 from stretto.workloads.train import train as learn
 
 pytestmark = pytest.mark.network
@@ -94,6 +95,13 @@ def test_real_processes_give_the_simulators_weights_bit_for_bit(topology: Any, w
     strategy = f"allreduce(topology={topology})"
     real = train(3, strategy, "tcp", width=width)
     assert [life["digests"] for life in real] == trainings.simulated(3, strategy, 1, width)
+
+
+@pytest.mark.parametrize("strategy", coded(), ids=str)
+def test_with_every_codec_real_processes_give_the_simulators_weights_bit_for_bit(strategy: Strategy) -> None:
+    ring = f"allreduce(topology=ring, codec={strategy.codec})"
+    real = train(3, ring, "tcp", width=WIDE)
+    assert [life["digests"] for life in real] == trainings.simulated(3, ring, 1, WIDE)
 
 
 @pytest.mark.parametrize("width", [32, WIDE])

@@ -52,7 +52,13 @@ def train(
     return {"digest": agent.digest(), "resumed": resumed, "proof": shard.proof(), "steps": agent.steps}
 
 
-@pytest.mark.parametrize("strategy", [RING, "allreduce(topology=tree)", "allreduce"])
+REMEMBERING = ["feedback(topk(0.1))", "feedback(lowrank(1))", "int8(stochastic=true)", "randomk(0.5)", "per_layer"]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [RING, "allreduce(topology=tree)", "allreduce", *(f"allreduce(topology=ring, codec={c})" for c in REMEMBERING)],
+)
 @pytest.mark.parametrize("link", ["tcp", "shm"])
 def test_what_goes_on_with_as_many_agents_goes_on_bit_for_bit(strategy: str, link: str, tmp_path: Path) -> None:
     place = str(tmp_path / "saved")

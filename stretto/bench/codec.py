@@ -31,7 +31,7 @@ CODECS: Final = (
     "fp16",
     "bf16",
     "fp8",
-    "fp8('e5m2')",
+    "fp8(format='e5m2')",
     "int8",
     "int8(stochastic=true)",
     "int4",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 agents = click.option("--agents", "-n", default=4, show_default=True, help="How many agents (processes) to start.")
 link = click.option("--link", default="auto", show_default=True, help=f"The transport: {', '.join(LINKS)}.")
-seed = click.option("--seed", default=0, show_default=True, help="Of the weights, the order of samples and the codecs.")
+seed = click.option("--seed", default=0, show_default=True, help="Of the weights and the order of samples.")
 json = click.option("--json", metavar="PATH", help="Write the result here as one JSON object; - is standard output.")
 model = click.option(
     "--model", default="cnn", show_default=True, help="mlp, cnn, lstm; mlp-10m where images are large."

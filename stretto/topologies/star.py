@@ -17,7 +17,8 @@ from stretto.topologies.graph import Cost, Trees
 class Star(Cost):
     """Two hops whatever the size, so best for few agents and little data.
 
-    Agent 0 is the bottleneck: it receives and sends n-1 times the buffer.
+    Agent 0 is the bottleneck: it receives and sends n-1 times the buffer. A codec that cannot be summed encodes twice:
+    each agent, and agent 0 the mean.
     """
 
     kind: ClassVar[str] = "topology"

@@ -15,7 +15,10 @@ from stretto.topologies.graph import Cost, Trees
 @named("tree", kind="topology")
 @dataclass(frozen=True)
 class Tree(Cost):
-    """2 log2(n) hops; an interior agent sends three times the buffer, a leaf once: see ``double_tree`` for the cure."""
+    """2 log2(n) hops; an interior agent sends three times the buffer, a leaf once: see ``double_tree`` for the cure.
+
+    A codec that cannot be summed encodes twice, not at every edge: everybody sends straight to the root, as in a star.
+    """
 
     kind: ClassVar[str] = "topology"
 
