@@ -125,8 +125,16 @@ def parse(text: str, kind: str) -> Any:
 
 
 def coerce(value: Any, kind: str) -> Any:
-    """``value`` itself, or what it names when it is text."""
-    return parse(value, kind) if isinstance(value, str) else value
+    """``value`` itself, or what it names when it is text.
+
+    Raises:
+        UsageError: it is of another kind.
+    """
+    if isinstance(value, str):
+        return parse(value, kind)
+    if _kind_of(value) != kind:
+        raise UsageError(f"{value} is not a {kind}; known: {', '.join(names(kind))}")
+    return value
 
 
 def _kind_of(value: Any) -> str | None:

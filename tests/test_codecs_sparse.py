@@ -215,7 +215,7 @@ def test_what_is_not_drawn_must_be_finite_too() -> None:
 
 
 def test_a_chain_is_written_with_a_plus() -> None:
-    chain = Chain("topk(0.05)", "int4")  # type: ignore[arg-type]
+    chain = Chain("topk(0.05)", "int4")
     assert str(chain) == "topk(0.05)+int4"
     assert parse("topk(0.05) + int4", "codec") == chain == parse("chain(topk(0.05), int4)", "codec")
     assert str(parse("feedback(topk(0.05)+int4)", "codec")) == "feedback(topk(0.05)+int4)"
@@ -303,6 +303,12 @@ def test_no_sum_of_the_inverse_is_rounded_in_whatever_order_it_is_added() -> Non
     for n in range(1, 257):
         columns = torch.round(cosines(n) * 2.0**BASIS).abs().sum(0)
         assert float(columns.max()) * 2**FINE < 2**53
+
+
+def test_no_cosine_is_so_near_a_tie_that_a_processor_could_round_it_otherwise() -> None:
+    for n in range(1, 257):
+        scaled = cosines(n) * 2.0**BASIS
+        assert float(((scaled - scaled.floor()) - 0.5).abs().min()) > 1e-7
 
 
 # What feedback takes away

@@ -16,10 +16,10 @@ from stretto.text import DEEPEST, LONGEST, call_text, coerce, names, parse
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_registered_name_is_its_own_canonical_text(kind: str) -> None:
+def test_every_registered_name_is_its_own_canonical_text_or_a_sums(kind: str) -> None:
     for name in names(kind):
         value = parse(name, kind)
-        assert str(value) == name
+        assert str(value) == name or "+" in str(value)
         assert parse(str(value), kind) == value
         assert hash(parse(name, kind)) == hash(value)
 
@@ -29,6 +29,12 @@ def test_every_registered_name_is_its_own_canonical_text(kind: str) -> None:
     [
         ("allreduce()", "allreduce"),
         ("allreduce(topology=auto, codec=identity)", "allreduce"),
+        ("allreduce(codec=feedback( topk(0.05) + int4 ))", "allreduce(codec=feedback(topk(0.05)+int4))"),
+        ("allreduce(codec=chain(topk(0.02), int8))", "allreduce(codec=topk(0.02)+int8)"),
+        (
+            "allreduce(codec=per_layer({biases: identity, 'a.*': int4}, rest=topk(0.05)+int8))",
+            "allreduce(codec=per_layer({biases: identity, 'a.*': int4}, rest=topk(0.05)+int8))",
+        ),
         (" allreduce( topology = hierarchical( star,tree ) )", "allreduce(topology=hierarchical(star, tree))"),
         ("allreduce(topology=hierarchical(across=star))", "allreduce(topology=hierarchical(across=star))"),
         ("allreduce(topology='ring')", "allreduce(topology=ring)"),
@@ -84,6 +90,17 @@ def test_an_unknown_name_answers_with_the_nearest(text: str, hint: str) -> None:
         "ring",
         "every(0)",
         "'allreduce'",
+        "allreduce(codec=ring)",
+        "allreduce(topology=int8)",
+        "allreduce(codec=int8+)",
+        "allreduce(codec=int8+int4)",
+        "allreduce(codec=topk+3)",
+        "allreduce(codec=topk(1.5))",
+        "allreduce(codec=feedback(ternary))",
+        "allreduce(codec=per_layer({biases}))",
+        "allreduce(codec=per_layer({biases: int8, biases: int4}))",
+        "allreduce(codec=per_layer({biases: int8)",
+        "{a: 1}",
         "allreduce(topology=" * (DEEPEST + 2),
         "a" * (LONGEST + 1),
     ],
@@ -94,7 +111,7 @@ def test_what_cannot_be_read_is_refused_in_words(text: str) -> None:
     assert len(str(refused.value)) < 500
 
 
-@given(st.text(max_size=60) | st.text("allreduce(topology=ring,)'\"\\ 0.5e", max_size=60))
+@given(st.text(max_size=60) | st.text("allreduce(topology=ring,codec){}:+'\"\\ 0.5e", max_size=60))
 def test_no_text_does_more_than_be_refused(text: str) -> None:
     try:
         value = parse(text, "strategy")

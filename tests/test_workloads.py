@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from stretto import workloads
 from stretto.data import Shard
+from stretto.core import Network
 from stretto.errors import DataError, UnknownName, UsageError
 from stretto.workloads import digits, download, idx
 from stretto.workloads.download import Remote, Source, locate
@@ -185,12 +186,16 @@ class Counts:
     wire_sent: int = 0
     wire_received: int = 0
     waiting: float = 0.0
+    codec_cpu: float = 0.0
+    dense: int = 0
+    coded: int = 0
 
 
 class Alone:
     """An agent without others."""
 
     label, rank, size, steps = 0, 0, 1, 0
+    network = Network()
 
     def prepare(self, model: Any, *optimizers: Any, strategy: Any = "allreduce") -> tuple[Any, ...]:
         return (model, *optimizers)

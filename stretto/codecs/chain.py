@@ -25,13 +25,13 @@ class Chain(Base):
 
     The payload is that of ``values`` for the selected elements, as a vector of their own, and then where they belong.
 
-    Aji, Heafield: Sparse communication for distributed gradient descent, 2017, section 4.2.
+    Basu, Data, Karakus, Diggavi: Qsparse-local-SGD, 2019, section 2.
 
     Raises:
         UsageError: ``sparse`` selects nothing; or ``values`` is not read by itself, or holds something back.
     """
 
-    paper: ClassVar[str] = "Aji & Heafield 2017"
+    paper: ClassVar[str] = "Basu et al. 2019, Qsparse-local-SGD (arXiv 1906.02367), section 2"
     when: ClassVar[str] = "the network is very slow, with feedback around it"
 
     sparse: Any = "topk(0.01)"
@@ -85,7 +85,8 @@ class Chain(Base):
             return math.hypot(self.sparse.bound(x), self.values.bound(values))
         if self.contracts:
             return norm(x)
-        return math.hypot(self.sparse.bound(x), math.sqrt(self.sparse.slots(Like.of(x))) * float(x.abs().max()))
+        largest = float(x.abs().max()) if x.numel() else 0.0
+        return math.hypot(self.sparse.bound(x), math.sqrt(self.sparse.slots(Like.of(x))) * largest)
 
     def _read(self, payload: Payload, like: Like, state: State) -> tuple[Tensor, Tensor, State]:
         split = self.sparse.split(payload, like)

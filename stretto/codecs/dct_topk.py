@@ -32,7 +32,7 @@ class DctTopK(Selecting):
         UsageError: ``fraction`` is not above 0 and at most 1, or ``block`` not from 1 to 256.
     """
 
-    paper: ClassVar[str] = "Peng et al. 2024"
+    paper: ClassVar[str] = "Peng et al. 2024, DeMo (arXiv 2411.19870), section 3"
     when: ClassVar[str] = "momentum is exchanged, over a slow network"
 
     fraction: float = 0.01

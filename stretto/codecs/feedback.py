@@ -10,27 +10,25 @@ so that with d = 1 all that is ever given is sent, sooner or later, and what is 
 C(y) is what this agent's own payload decodes to, not the mean: so each residual is what that agent has not sent yet,
 and all of them together are what the mean lacks.
 
-A state that was handed out is never written: there is a new residual each time, so one may go back to any state before.
+The state of a finished round is never written: there is a new residual each time, so one may go back to any round
+before. In mid-round, between two passes, y rests in the state, and the last pass makes the residual of it in place.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Final, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from stretto.codecs.base import Base, floats
+from stretto.codecs.identity import Identity
 from stretto.codecs.topk import TopK
 from stretto.codecs.wrapped import codec_of
 from stretto.core import Codec, Groups, Like, Payload, State
 from stretto.errors import UsageError
 from stretto.text import named
-
-CHUNK: Final = 131_072
-"""Elements that are added at a time, so that they are still in the cache when they are looked at."""
 
 
 @runtime_checkable
@@ -65,7 +63,7 @@ class Feedback(Base):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "codec", codec_of(self.codec, "feedback"))
-        if not self.codec.contracts:
+        if not self.codec.contracts or isinstance(self.codec, Identity):
             raise UsageError(f"{self}: {_refused(self.codec)}")
         if not 0 < self.decay <= 1:
             raise UsageError(f"{self}: decay must be above 0 and at most 1")
@@ -87,16 +85,18 @@ class Feedback(Base):
         return self.codec.exact
 
     def groups(self, like: Like) -> Groups:
-        return tuple((replace(self, codec=codec), ranges) for codec, ranges in self.codec.groups(like))
+        groups = self.codec.groups(like)
+        return tuple((c if isinstance(c, Identity) else replace(self, codec=c), ranges) for c, ranges in groups)
 
     def init(self, like: Like) -> State:
         inner = self.codec.init(_inner(like))
         return {"inner": inner, "residual": torch.zeros(like.numel, dtype=torch.float32)}
 
     def encode(self, x: Tensor, like: Like, state: State) -> tuple[Payload, State]:
-        y, finite = _sum(floats(x), state["residual"], self.decay)
+        y = torch.add(floats(x), state["residual"], alpha=self.decay)
         payload, inner = self.codec.encode(y, _inner(like), state["inner"])
-        state = {"inner": inner, "residual": state["residual"], "whole": y if finite else None, "pass": 1}
+        whole = None if self._passing and not y.isfinite().all() else y
+        state = {"inner": inner, "residual": state["residual"], "whole": whole, "pass": 1}
         return payload, self._settled(payload, like, state)
 
     def refine(self, mean: Payload, like: Like, state: State) -> tuple[Payload, State]:
@@ -106,7 +106,7 @@ class Feedback(Base):
 
     def decode(self, payload: Payload, like: Like, state: State) -> tuple[Tensor, State]:
         x, inner = self.codec.decode(payload, _inner(like), state["inner"])
-        return x.to(like.dtype).view(like.shape), {**state, "inner": inner}
+        return _narrowed(x, like.dtype).view(like.shape), {**state, "inner": inner}
 
     def kept(self, like: Like, state: State) -> Tensor | None:
         inner: Tensor | None = self.codec.kept(_inner(like), state["inner"])
@@ -120,6 +120,11 @@ class Feedback(Base):
         """Of ``x`` with the residual; and that is only late."""
         return self.codec.bound(floats(x))
 
+    @property
+    def _passing(self) -> bool:
+        """May it be given what is not finite, and not raise? A codec's text tells that of all that it holds."""
+        return "nonfinite='pass'" in str(self.codec)
+
     def _settled(self, payload: Payload, like: Like, state: Any) -> State:
         """After the last pass, with the new residual."""
         if state["pass"] < self.passes:
@@ -129,8 +134,8 @@ class Feedback(Base):
         return {"inner": inner, "residual": residual}
 
     def _left(self, y: Tensor, payload: Payload, like: Like, inner: State) -> Tensor:
-        """``y`` without what ``payload`` holds of it; in its own memory, where nobody else has that."""
-        if self.passes > 1 or any(_share(y, part) for part in payload):
+        """``y`` without what ``payload`` holds of it; in the memory of ``y``, unless that is the payload's."""
+        if any(_share(y, part) for part in payload):
             y = y.clone()
         if isinstance(self.codec, Takes):
             self.codec.take(y, payload, like, inner)
@@ -139,18 +144,16 @@ class Feedback(Base):
         return y
 
 
-def _sum(x: Tensor, residual: Tensor, decay: float) -> tuple[Tensor, bool]:
-    """``x`` + ``decay`` times ``residual``, as new memory, and whether all of it is finite."""
-    out, total = torch.empty_like(residual), 0.0
-    for start in range(0, out.numel(), CHUNK):
-        place = out[start : start + CHUNK]
-        torch.add(x[start : start + CHUNK], residual[start : start + CHUNK], alpha=decay, out=place)
-        total += float(place.sum())
-    return out, math.isfinite(total) or bool(out.isfinite().all())
-
-
 def _inner(like: Like) -> Like:
     return replace(like, shape=(like.numel,), dtype=torch.float32)
+
+
+def _narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A sum may be beyond a dtype whose numbers it is of; then it is the largest of these."""
+    most = torch.finfo(dtype).max
+    if most >= torch.finfo(x.dtype).max:
+        return x.to(dtype)
+    return x.clamp(-most, most).where(x.isfinite(), x).to(dtype)
 
 
 def _share(one: Tensor, other: Tensor) -> bool:
@@ -158,6 +161,10 @@ def _share(one: Tensor, other: Tensor) -> bool:
 
 
 def _refused(codec: Codec) -> str:
+    if isinstance(codec, Identity):
+        return "identity loses nothing that could be sent later: use it alone"
+    if isinstance(codec, Feedback):
+        return "what feedback loses is remembered already: use it alone"
     instead = "an unbiased codec needs no feedback: use it alone, or feed back" if codec.unbiased else "feed back"
     return (
         f"{codec} may lose more than there is, and what is held back would grow without end; {instead} one that never "

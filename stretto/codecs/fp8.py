@@ -1,4 +1,4 @@
-"""A float of 8 bits for each element, and a step for each block."""
+"""A float of 8 bits for each element, and a scale for each block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stretto.codecs.blocks import Blocked, Bytes, Scratch, magnitudes
+from stretto.codecs.blocks import Blocked, magnitudes
+from stretto.codecs.chunks import Bytes, Scratch
 from stretto.codecs.minifloats import fold, unfold, upper
 from stretto.errors import DamagedPayload, UsageError
 from stretto.text import named
@@ -48,7 +49,7 @@ class Fp8(Blocked):
         magnitudes(rows, room)
 
     def write(self, rows: Tensor, noise: Tensor, codes: Bytes, room: Scratch) -> None:
-        torch.mul(rows, room.inverse, out=room.rows)
+        torch.mul(rows, room.over_scales(self.levels), out=room.rows)
         torch.from_numpy(room.words).view(torch.float16).copy_(room.rows.view(-1))
         np.add(room.words, np.int16(0x40 if self.folded else 0x80), out=room.words)  # half of what is cut: nearest
         if self.folded:

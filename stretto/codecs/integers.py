@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from stretto.codecs import planes
-from stretto.codecs.blocks import Blocked, Bytes, Scratch, magnitudes, means
+from stretto.codecs.blocks import Blocked, magnitudes, means
+from stretto.codecs.chunks import Bytes, Scratch
 from stretto.codecs.noise import Noise, still, uniform
 from stretto.text import named
 
@@ -49,7 +50,7 @@ class Rounded(Blocked):
         magnitudes(rows, room)
 
     def write(self, rows: Tensor, noise: Tensor, codes: Bytes, room: Scratch) -> None:
-        self.confine(torch.addcmul(noise, rows, room.inverse, out=room.rows))
+        self.confine(torch.addcmul(noise, rows, room.over_scales(self.levels), out=room.rows))
         np.copyto(room.bytes, room.floats, casting="unsafe")
         planes.pack(room.bytes, self.bits, codes)
 

@@ -103,7 +103,7 @@ class LowRank(Base):
             left = self._left(agreed, m)
             orthonormalise(left)
             torch.mm(left * SCALE, _matrix(state["tensor"], m), out=self._right(out, m))
-        return (out,), {**state, "agreed": agreed}
+        return (out,), {"basis": state["basis"], "agreed": agreed}
 
     def decode(self, payload: Payload, like: Like, state: State) -> tuple[Tensor, State]:
         layout, agreed = layout_of(like.pieces, self.rank), state["agreed"]

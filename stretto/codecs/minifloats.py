@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from stretto.codecs.blocks import Bytes, Words
+from stretto.codecs.chunks import Bytes, Words
 
 MAGNITUDE: Final = np.int16(0x7FFF)
 HIGHEST: Final = np.int16(0x4000)

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stretto.codecs.blocks import Blocked, Bytes, Scratch, magnitudes
+from stretto.codecs.blocks import LARGEST, Blocked, magnitudes
+from stretto.codecs.chunks import Bytes, Scratch
 from stretto.codecs.minifloats import fold, unfold, upper
-from stretto.codecs.noise import CHUNK, Noise, integers
+from stretto.codecs.noise import Noise, integers
 from stretto.text import named
 
 
@@ -33,14 +34,14 @@ class Natural(Blocked):
     when: ClassVar[str] = "elements of very different sizes, each to a third of itself or better on average"
     bits: ClassVar[int] = 8
     levels: ClassVar[float] = 0.5
-    block: int = field(default=CHUNK, kw_only=True)
+    block: int = field(default=LARGEST, kw_only=True)
 
     @property
     def unbiased(self) -> bool:
         return True
 
     def noise(self, n: int, seed: int) -> Noise:
-        return integers(1 << 23, n, seed)
+        return integers(23, n, seed)
 
     def measure(self, rows: Tensor, room: Scratch) -> None:
         """The power of two below the largest magnitude."""
@@ -49,7 +50,7 @@ class Natural(Blocked):
         np.bitwise_and(exponent, np.int32(0x7F800000), out=exponent)
 
     def write(self, rows: Tensor, noise: Tensor, codes: Bytes, room: Scratch) -> None:
-        torch.mul(rows, room.inverse, out=room.rows)
+        torch.mul(rows, room.over_scales(self.levels), out=room.rows)
         pattern = room.rows.view(torch.int32).add_(noise).view(-1).numpy()
         np.right_shift(pattern, 16, out=pattern)
         np.copyto(room.words, pattern, casting="unsafe")

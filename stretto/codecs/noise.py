@@ -7,15 +7,14 @@ which is drawn too: each element's u is exactly uniform over draws, and those of
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK: Final = 1 << 17
-"""Elements that are worked on at a time. It is part of the format: codes share a byte by their place in the chunk."""
+from stretto.codecs.chunks import CHUNK
 
 SLACK: Final = 4096
 """Places at which a chunk may begin to read the table."""
@@ -31,7 +30,7 @@ class Noise:
     def rows(self, start: int, like: Tensor) -> Tensor:
         """For the elements from ``start`` on, in the shape of ``like``, or one row for all of its rows."""
         if not self.places:
-            return self.table if self.table.shape[1] == like.shape[1] else self.table[:, : like.shape[1]]
+            return self.table[:, : like.shape[1]]
         at = self.places[start // CHUNK] + start % CHUNK
         return self.table[at : at + like.numel()].view(like.shape)
 
@@ -42,22 +41,26 @@ def still(value: float, width: int = 1) -> Noise:
 
 
 def uniform(least: float, n: int, seed: int) -> Noise:
-    """Uniform in [least, least + 1), for ``n`` elements.
+    """Uniform in [least, least + 1), in steps of 2⁻¹⁶, for ``n`` elements.
 
     But for the last 2⁻¹², so that no rounding error carries a whole number to the next: a bias of 2⁻²⁵.
     """
-    most = least + 1 - 2.0**-12
-    return _drawn(n, seed, lambda size, by: torch.rand(size, generator=by).add_(least).clamp_(max=most))
+    source, size = np.random.SFC64(seed), _size(n)
+    table = torch.from_numpy(source.random_raw(-(-size // 4)).view(np.uint16)[:size].astype(np.float32))
+    table.mul_(2.0**-16).add_(least + 2.0**-17).clamp_(max=least + 1 - 2.0**-12)
+    return Noise(table, _places(n, source))
 
 
-def integers(end: int, n: int, seed: int) -> Noise:
-    """Whole numbers (int32) from 0 to below ``end``, for ``n`` elements."""
-    return _drawn(n, seed, lambda size, by: torch.randint(end, (size,), generator=by, dtype=torch.int32))
+def integers(bits: int, n: int, seed: int) -> Noise:
+    """Whole numbers (int32) of so many bits, for ``n`` elements."""
+    source, size = np.random.SFC64(seed), _size(n)
+    table = source.random_raw(-(-size // 2)).view(np.uint32)[:size] >> (32 - bits)
+    return Noise(torch.from_numpy(table.view(np.int32)), _places(n, source))
 
 
-def _drawn(n: int, seed: int, table: Callable[[int, torch.Generator], Tensor]) -> Noise:
-    generator = torch.Generator().manual_seed(seed)
-    if n <= CHUNK:
-        return Noise(table(n, generator), (0,))
-    places = torch.randint(SLACK, (-(-n // CHUNK),), generator=generator)
-    return Noise(table(CHUNK + SLACK, generator), tuple(places.tolist()))
+def _size(n: int) -> int:
+    return n if n <= CHUNK else CHUNK + SLACK
+
+
+def _places(n: int, source: np.random.SFC64) -> tuple[int, ...]:
+    return tuple((source.random_raw(-(-n // CHUNK)) % SLACK).tolist()) if n > CHUNK else (0,)

@@ -97,7 +97,9 @@ class PerLayer(Base):
         self._check_alone()
         flat, out, states = x.detach().reshape(-1), [torch.empty(0, dtype=torch.uint8)], []
         for part, before in zip(self._parts(like), state, strict=True):
-            (payload,), after = part.codec.encode(part.gather(flat), part.like, before)
+            mine = part.gather(flat)
+            mine = mine.to(like.dtype) if part.codec.summable else mine
+            (payload,), after = part.codec.encode(mine, part.like, before)
             out.append(payload.contiguous().view(torch.uint8))
             states.append(after)
         return (torch.cat(out),), states
@@ -152,7 +154,8 @@ class Part(NamedTuple):
         return payload.dtype
 
     def gather(self, flat: Tensor) -> Tensor:
-        return torch.cat([flat[start:stop] for start, stop in self.ranges])
+        pieces = [flat[start:stop] for start, stop in self.ranges]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def scatter(self, x: Tensor, out: Tensor) -> None:
         for (start, stop), piece in zip(self.ranges, x.split([b - a for a, b in self.ranges]), strict=True):

@@ -91,7 +91,7 @@ def read(raw: Tensor, n: int, k: int, codec: Any) -> Places:
     if total > k:
         raise DamagedPayload(f"{codec} was given {total} places instead of at most {k}")
     blocks = (_from_bits if _as_bits(n, k) else _from_counts)(raw.numpy(), n, total)
-    if blocks is None:
+    if blocks is None or sum(map(len, blocks)) != total or not _within(blocks, n):
         raise DamagedPayload(f"{codec} was given places that are not {total} ascending ones of {n}")
     return Places(n, blocks)
 
@@ -100,27 +100,25 @@ def _as_bits(n: int, k: int) -> bool:
     return nbytes(n, k) < 2 * k + COUNT * math.ceil(n / BLOCK)
 
 
+def _within(blocks: list[Where], n: int) -> bool:
+    return all((block[-1:] < n - BLOCK * (len(blocks) - 1)).all() for block in blocks[-1:])
+
+
 def _from_bits(raw: Integers, n: int, total: int) -> list[Where] | None:
-    bits = raw[:-COUNT]
-    if np.bitwise_count(bits).sum() != total or (n % 8 and bits[-1] >> n % 8):
-        return None
-    return [np.flatnonzero(np.unpackbits(b, bitorder="little")).astype(np.uint16) for b in cut(bits, BLOCK // 8)]
+    blocks = cut(raw[:-COUNT], BLOCK // 8)
+    return [np.flatnonzero(np.unpackbits(block, bitorder="little")).astype(np.uint16) for block in blocks]
 
 
 def _from_counts(raw: Integers, n: int, total: int) -> list[Where] | None:
     blocks = math.ceil(n / BLOCK)
     at = len(raw) - COUNT * blocks
     within = raw[:at].copy().view("<u2").astype(np.uint16, copy=False)
-    ends = np.cumsum(raw[at : len(raw) - COUNT].copy().view("<u4"), dtype=np.int64).tolist()
-    last = ends[-1] if ends else 0
-    if last > total or within[total:].any():
-        return None
-    within = within[:total]
+    ends = [0, *np.cumsum(raw[at : len(raw) - COUNT].copy().view("<u4"), dtype=np.int64).tolist(), total]
     rises = within[1:] > within[:-1]
-    rises[[end - 1 for end in ends if 0 < end < total]] = True
-    if not rises.all() or (total > last and within[-1] >= n - BLOCK * (blocks - 1)):
+    rises[[end - 1 for end in ends if 0 < end < len(within)]] = True
+    if ends[-2] > total or not rises[: max(0, total - 1)].all() or within[total:].any():
         return None
-    return [within[a:b] for a, b in pairwise([0, *ends, total])] if n else []
+    return [within[a:b] for a, b in pairwise(ends)] if n else []
 
 
 def cut(flat: Integers, size: int = BLOCK) -> Iterator[Integers]:

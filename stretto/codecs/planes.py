@@ -11,9 +11,8 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-Bytes = NDArray[np.uint8]
+from stretto.codecs.chunks import Bytes
 
 _ones: Final = {8: 0x01, 4: 0x11, 2: 0x55}
 

@@ -73,7 +73,7 @@ def _length(row: Rows) -> float:
 
 
 def multiply(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:
-    """``out`` = ``scale`` (at least 1) times leftᵀ right; what its dtype cannot hold becomes the largest that it can."""
+    """``out`` = ``scale`` (at least 1) times leftᵀ right; beyond the dtype's largest number there is only that."""
     most = torch.finfo(out.dtype).max
     beyond = scale * len(left) * float(left.abs().max()) * float(right.abs().max()) >= most
     factors = left if beyond else left * scale

@@ -25,15 +25,15 @@ class RandomK(Selecting):
     ``scaled``: times the length of its part, which is unbiased and of large variance (what exceeds the dtype ends at
     its largest number); else as it is, for feedback. With ``nonfinite="pass"`` one NaN or infinity makes all k NaN.
 
-    Stich, Cordonnier, Jaggi: Sparsified SGD with memory, 2018, definition 2.2; the scaled one is of Konečný, Richtárik:
-    Randomized distributed mean estimation, 2018, section 3. The parts (strata) make the draw cheap; each element is as
-    likely as in a draw from all.
+    Stich, Cordonnier, Jaggi: Sparsified SGD with memory, 2018, definition 2.2. The scaled one: Konečný, Richtárik:
+    Randomized distributed mean estimation, 2018, section 3. That one is drawn of each part, and not k of all, makes the
+    draw cheap and changes no element's chance.
 
     Raises:
         UsageError: ``fraction`` is not above 0 and at most 1.
     """
 
-    paper: ClassVar[str] = "Stich et al. 2018"
+    paper: ClassVar[str] = "Stich et al. 2018, Sparsified SGD with Memory (arXiv 1809.07599), definition 2.2"
     when: ClassVar[str] = "many agents and a slow network: it is added on its way; unscaled with feedback"
 
     fraction: float = 0.01

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stretto.codecs.blocks import Blocked, Bytes, Scratch, means
+from stretto.codecs.blocks import Blocked, means
+from stretto.codecs.chunks import Bytes, Scratch
 from stretto.text import named
 
 

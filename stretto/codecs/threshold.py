@@ -11,7 +11,8 @@ from torch import Tensor
 
 from stretto.codecs.largest import magnitude, reaching
 from stretto.codecs.places import Places, count, nbytes
-from stretto.codecs.sparse import Scattered, Split, check_fraction, cut_off, fraction_of, norm, one_vector
+from stretto.codecs.scattered import Scattered
+from stretto.codecs.sparse import Split, check_fraction, cut_off, fraction_of, norm, one_vector
 from stretto.core import Like, Payload, State
 from stretto.errors import DamagedPayload, UsageError
 from stretto.text import named
@@ -24,14 +25,16 @@ class Threshold(Scattered):
 
     How many bytes it takes depends on the data.
 
-    Strom: Scalable distributed DNN training using commodity GPU cloud computing, 2015, section 3. That feedback asks
-    for just that: Sahu et al.: Rethinking gradient sparsification as total error minimization, 2021.
+    Strom: Scalable distributed DNN training using commodity GPU cloud computing, 2015. That feedback asks for just
+    that: Sahu et al.: Rethinking gradient sparsification as total error minimization, 2021.
 
     Raises:
         UsageError: ``value`` is not a positive number, or ``most`` not above 0 and at most 1.
     """
 
-    paper: ClassVar[str] = "Strom 2015"
+    paper: ClassVar[str] = (
+        "Strom 2015, Scalable Distributed DNN Training Using Commodity GPU Cloud Computing (Interspeech)"
+    )
     when: ClassVar[str] = "how much is worth sending changes much from step to step, with feedback"
 
     value: float = 1e-3

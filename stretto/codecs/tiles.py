@@ -5,9 +5,9 @@ zeros. (DeMo takes the largest divisor of a dimension as the side, which of a pr
 frequencies.) An orthonormal DCT-II along both sides of a tile keeps its norm. Its result is divided by twice the root
 of each side, so that no sum on the way is larger than the largest element: what float32 holds has frequencies in it.
 
-All agents read the same payload, and must read the same bits, whatever the order in which their processors add. So the
-inverse multiplies whole numbers: frequencies of at most 25 bits, times cosines of at most 23, of which at most 256 are
-added, which are less than 16 together (they are of unit length): 52 bits, and nothing is rounded in a float64.
+All agents must read the same bits in a payload, whatever the order in which their processors add. So the inverse adds
+products of whole numbers, frequencies of 25 bits and cosines of 23: at most 256 cosines whose squares are 1 together
+are at most 16 together (4 bits), and a float64 holds 53, so that nothing is rounded.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -88,13 +89,14 @@ class Tiling:
     def elements(self, frequencies: Tensor, group: Group) -> Tensor:
         """Inverse of :meth:`frequencies` (float64), the same bits on every processor."""
         rows, columns = group.rows.stop - group.rows.start, group.columns.stop - group.columns.start
-        exponent = torch.frexp(frequencies.abs().amax(1)).exponent.to(torch.float64) - FINE
-        whole = torch.round(frequencies * torch.exp2(-exponent)[:, None])
+        exponents = torch.frexp(frequencies.abs().amax(1)).exponent - FINE
+        steps = torch.from_numpy(np.ldexp(1.0, exponents.numpy()))
+        whole = torch.round(frequencies / steps[:, None])
         tiles = whole.view(-1, math.ceil(columns / self.width), self.width, self.height)
         along = torch.round(tiles @ _whole(self.height) * 2.0 ** -(BASIS + GROWTH))
         both = along.permute(0, 1, 3, 2) @ _whole(self.width)
-        unit = 4 * math.sqrt(self.area) * 2.0 ** (GROWTH - BASIS) * torch.exp2(exponent)
-        scaled: Tensor = both * unit.view(len(tiles), -1, 1, 1)
+        units = steps * (4 * math.sqrt(self.area) * 2.0 ** (GROWTH - BASIS))
+        scaled: Tensor = both * units.view(len(tiles), -1, 1, 1)
         return scaled.transpose(1, 2).flatten(2).flatten(0, 1)[:rows, :columns]
 
 

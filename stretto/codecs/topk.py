@@ -10,7 +10,8 @@ from torch import Tensor
 
 from stretto.codecs.largest import guess, reaching
 from stretto.codecs.places import Places
-from stretto.codecs.sparse import Scattered, check_fraction, fraction_of, norm
+from stretto.codecs.scattered import Scattered
+from stretto.codecs.sparse import check_fraction, fraction_of, norm
 from stretto.core import Like, State, mixed
 from stretto.text import named
 
@@ -23,14 +24,16 @@ class TopK(Scattered):
     ``sampled``: whatever reaches a threshold that a sample of 16,384 elements suggests, in one pass always. It sends
     about ``fraction``, never more, and may send almost nothing where the sample misleads: then feedback sends it later.
 
-    Aji, Heafield: Sparse communication for distributed gradient descent, 2017, section 3 (which samples, too); that it
+    Aji, Heafield: Sparse communication for distributed gradient descent, 2017 (with a sampled threshold, too). That it
     converges with feedback: Stich, Cordonnier, Jaggi: Sparsified SGD with memory, 2018, theorem 2.4.
 
     Raises:
         UsageError: ``fraction`` is not above 0 and at most 1.
     """
 
-    paper: ClassVar[str] = "Aji & Heafield 2017"
+    paper: ClassVar[str] = (
+        "Aji & Heafield 2017, Sparse Communication for Distributed Gradient Descent (arXiv 1704.05021)"
+    )
     when: ClassVar[str] = "the network is slow, with feedback"
 
     fraction: float = 0.01

@@ -12,14 +12,15 @@ import os
 import resource
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+
 from contracts.coding import alone, copied, filled
 from contracts.parts import all_codecs
-
 from stretto.core import Codec, Like, Named, Payload
 from stretto.errors import DamagedPayload
 
@@ -31,20 +32,25 @@ MMAP_THRESHOLD = -3
 def main() -> None:
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 16)
-    like = Like((ROWS * COLUMNS,), torch.float32, (Named("embed.weight", (ROWS, COLUMNS)),))
+    like = Like((ROWS * COLUMNS,), torch.float32, (Named("embed.weight", (ROWS, COLUMNS), "embedding"),))
     x = filled(like.shape, "normal", torch.float32, 0)
     print(json.dumps({str(codec): peaks(codec, x, like) for codec in all_codecs()}))
 
 
 def peaks(codec: Codec, x: torch.Tensor, like: Like) -> dict[str, float]:
-    """In inputs, without the payload: of an encode with all its passes, and of decoding what is damaged."""
-    small = Like((600,), torch.float32, (Named("embed.weight", (20, 30)),))
+    """In inputs: of an encode with all its passes, without the payload, and of decoding what is damaged."""
+    ((codec, _),) = codec.groups(like)
+    small = Like((600,), torch.float32, (Named("embed.weight", (20, 30), "embedding"),))
+
+    def begin() -> None:
+        alone(codec, x[:600], small)
+
     state = copied(codec.init(like))
     payload, after = encode(codec, x, like, state)
-    least = lived(lambda: alone(codec, x[:600], small))
+    least = lived(begin)
     return {
-        "encode": (lived(lambda: encode(codec, x, like, state)) - least - codec.size(like)) / NBYTES,
-        "decode": (lived(lambda: decode_damaged(codec, payload, like, after)) - least) / NBYTES,
+        "encode": (lived(lambda: (begin(), encode(codec, x, like, state))) - least - codec.size(like)) / NBYTES,
+        "decode": (lived(lambda: (begin(), decode_damaged(codec, payload, like, after))) - least) / NBYTES,
     }
 
 
@@ -58,10 +64,8 @@ def encode(codec: Codec, x: torch.Tensor, like: Like, state: object) -> tuple[Pa
 def decode_damaged(codec: Codec, payload: Payload, like: Like, state: object) -> None:
     if not codec.summable:
         payload = (payload[0].clone().random_(0, 256),)
-    try:
+    with suppress(DamagedPayload):
         codec.decode(payload, like, state)
-    except DamagedPayload:
-        pass
 
 
 def lived(work: Callable[[], object]) -> float:
