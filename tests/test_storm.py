@@ -86,6 +86,17 @@ def commit(
     ]
 
 
+def view(time: float, number: int, labels: str) -> dict[str, Any]:
+    return {
+        "event": "view",
+        "agent": 0,
+        "time": time,
+        "number": number,
+        "labels": [int(c) for c in labels],
+        "why": "so",
+    }
+
+
 def suspect(time: float, agent: int, peer: int, what: str = "silent") -> dict[str, Any]:
     return {"event": "suspect", "agent": agent, "time": time, "peer": peer, "what": what, "why": "no pulse"}
 
@@ -96,7 +107,8 @@ def kill(label: int, began: float, ended: float) -> Deed:
 
 def a_kill() -> list[dict[str, Any]]:
     """Agent 2 of three is killed at 10 and back at 14: a round a second otherwise; round 10 was being shared."""
-    events = [e for t in range(10) for e in commit(t + 0.5, t, 1, "012")]
+    events = [view(0, 1, "012"), view(10.3, 2, "01"), view(13.1, 3, "012")]
+    events += [e for t in range(10) for e in commit(t + 0.5, t, 1, "012")]
     events += commit(9.9, 10, 1, "012", agents="0")
     events += [suspect(10.1, 0, 2, "closed")]
     events += commit(10.4, 10, 2, "012", agents="1") + commit(10.6, 11, 2, "01")
@@ -121,12 +133,48 @@ def test_a_victim_that_stays_away_is_never_back() -> None:
 
 
 def test_what_was_finished_before_a_kill_is_no_next_step() -> None:
-    events = commit(9, 0, 1, "012") + commit(10.05, 1, 1, "012", agents="01")
+    events = [view(0, 1, "012"), *commit(9, 0, 1, "012"), *commit(10.05, 1, 1, "012", agents="01")]
     assert story.aftermath(kill(2, 10.0, 11.0), story.commits(events), events).next_commit is None
 
 
+def a_kill_on_the_way_back() -> tuple[list[dict[str, Any]], list[Deed]]:
+    """Agent 2 of three is killed at 10, and at 21, before it is back; at 25 it is: a round a second all the while."""
+    events = [view(0, 1, "012"), view(10.3, 2, "01"), view(24.8, 3, "012")]
+    for t in range(30):
+        number, who = (1, "012") if t < 10 else (2, "01") if t < 25 else (3, "012")
+        events += commit(t + 0.5, t, number, who)
+    return events, [kill(2, 10.0, 12.0), kill(2, 21.0, 22.0)]
+
+
+def test_nobody_waits_for_a_victim_that_is_killed_again_on_its_way_back() -> None:
+    events, deeds = a_kill_on_the_way_back()
+    first, second = story.tell(events, deeds, agents=3, calm=(0, 5), until=30).aftermaths
+    assert first.next_commit == pytest.approx(0.5)
+    assert second.next_commit == pytest.approx(0.5)
+
+
+def test_a_newcomer_that_is_killed_as_it_enters_is_waited_for() -> None:
+    events = [view(10.3, 2, "01"), view(20.9, 3, "012"), *commit(21.1, 20, 3, "01"), *commit(21.6, 21, 4, "01")]
+    found = story.aftermath(kill(2, 21.0, 22.0), story.commits(events), events)
+    assert found.next_commit == pytest.approx(0.6)
+
+
+def test_a_return_belongs_to_the_last_deed_before_it() -> None:
+    events, deeds = a_kill_on_the_way_back()
+    first, second = story.tell(events, deeds, agents=3, calm=(0, 5), until=30).aftermaths
+    assert first.back is None
+    assert second.back == pytest.approx(4.502)
+
+
+def test_a_round_that_is_no_step_is_no_next_step() -> None:
+    events = [view(0, 1, "012"), *commit(10.2, 1, 2, "01", fence=False), *commit(10.4, 2, 2, "01")]
+    found = story.aftermath(kill(2, 10.0, 11.0), story.commits(events), events)
+    assert found.next_commit == pytest.approx(0.4)
+
+
 def test_the_end_of_the_coordinator_costs_the_longest_pause_around_it() -> None:
-    events = commit(9.5, 0, 1, "01") + commit(12, 1, 1, "01") + commit(12.5, 2, 2, "01") + commit(17, 3, 2, "01")
+    events = [view(0, 1, "01"), *commit(9.5, 0, 1, "01"), *commit(12, 1, 1, "01")]
+    events += [view(12.1, 2, "01"), *commit(12.5, 2, 2, "01"), *commit(17, 3, 2, "01")]
     deed = Deed(kind="coordinator", labels=(faults.COORDINATOR,), began=10, ended=10)
     assert story.aftermath(deed, story.commits(events), events).pause == pytest.approx(2.5)
 
@@ -168,17 +216,6 @@ def test_suspicion_without_a_cause_is_a_false_alarm() -> None:
         "agent 0 suspected 1 (silent: no pulse)",
         "agent 1 suspected 2 (cut: no pulse)",
     ]
-
-
-def view(time: float, number: int, labels: str) -> dict[str, Any]:
-    return {
-        "event": "view",
-        "agent": 0,
-        "time": time,
-        "number": number,
-        "labels": [int(c) for c in labels],
-        "why": "so",
-    }
 
 
 def test_a_view_without_somebody_who_is_well_is_a_false_alarm() -> None:

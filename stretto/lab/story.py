@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -47,9 +48,10 @@ class Aftermath(Struct, frozen=True, kw_only=True):
     """What followed a deed, in seconds; null where it did not.
 
     Attributes:
-        next_commit: from a kill until the others had finished a round in a later view.
+        next_commit: from a kill until the others had finished a step in a view without the process that was killed.
+            That is any step where it had not come back from the deed before: nobody waits for it.
         back: until the victim itself had finished a round to which it contributed; from a kill, else from the end of
-            the deed.
+            the deed. Null as well where it was hit again before.
         noticed: from the deed until another agent suspected the victim.
         pause: the longest time between two rounds around it.
     """
@@ -119,7 +121,7 @@ def tell(
     calm_rate = _contributions(reference) / (calm[1] - calm[0])
     rate = _contributions(stormy) / (until - calm[1])
     return Account(
-        aftermaths=[aftermath(deed, done, events) for deed in deeds],
+        aftermaths=[aftermath(deed, done, events, again=again(deed, deeds)) for deed in deeds],
         steps=len(stormy),
         taking_part=taking_part(stormy, deeds, agents),
         living=alive,
@@ -147,14 +149,16 @@ def torn(done: Iterable[Commit]) -> list[int]:
     return sorted(number for number, sets in contributors.items() if len(sets) > 1)
 
 
-def aftermath(deed: Deed, done: Sequence[Commit], events: Iterable[dict[str, Any]]) -> Aftermath:
-    """What followed one deed; ``done`` by time."""
+def aftermath(
+    deed: Deed, done: Sequence[Commit], events: Iterable[dict[str, Any]], *, again: float = math.inf
+) -> Aftermath:
+    """What followed one deed; ``done`` by time. ``again``: when one of its victims was hit by the next."""
     at = bisect.bisect_right(done, deed.began, key=lambda c: c.time)
-    view = max((c.view for c in done[:at]), default=0)
-    renewed = next((c.time for c in done[at:] if c.view > view and c.agent not in deed.labels), None)
+    view = last_view(deed, events)
+    renewed = next((c.time for c in done[at:] if c.fence and c.view > view and c.agent not in deed.labels), None)
     watched = deed.began + WATCHED if deed.kind in ("kill", "coordinator") else deed.ended + GRACE
     returned = (
-        c.time for c in done[at:] if c.agent in c.contributors.intersection(deed.labels) and c.time > deed.ended
+        c.time for c in done[at:] if c.agent in c.contributors.intersection(deed.labels) and deed.ended < c.time < again
     )
     return Aftermath(
         deed=deed,
@@ -163,6 +167,23 @@ def aftermath(deed: Deed, done: Sequence[Commit], events: Iterable[dict[str, Any
         noticed=_since(min(_suspicions(deed, events), default=None), deed.began),
         pause=longest_pause(done, deed.began, min(watched, renewed or watched)),
     )
+
+
+def again(deed: Deed, deeds: Iterable[Deed]) -> float:
+    """When one of its victims was hit next."""
+    later = (d.began for d in deeds if d.began > deed.began and not set(d.labels).isdisjoint(deed.labels))
+    return min(later, default=math.inf)
+
+
+def last_view(deed: Deed, events: Iterable[dict[str, Any]]) -> int:
+    """The number of the last view in which the others may wait for a victim; 0: in none.
+
+    Before a deed has ended its victim cannot have come back, so these are views with the victim as it was hit. A
+    coordinator is in all.
+    """
+    views = (e for e in events if e["event"] == "view" and e["time"] <= deed.ended)
+    with_it = (e for e in views if deed.kind == "coordinator" or not set(e["labels"]).isdisjoint(deed.labels))
+    return max((e["number"] for e in with_it), default=0)
 
 
 def _suspicions(deed: Deed, events: Iterable[dict[str, Any]]) -> Iterator[float]:
