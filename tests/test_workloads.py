@@ -23,6 +23,7 @@ from stretto.data import Shard
 from stretto.core import Network
 from stretto.errors import DataError, UnknownName, UsageError
 from stretto.workloads import digits, download, idx
+from stretto.workloads import train as training
 from stretto.workloads.download import Remote, Source, locate
 from stretto.workloads.folder import NEWS, News, leave_outcome, outcomes
 from stretto.workloads.result import Job, Progress, combine
@@ -234,6 +235,21 @@ def test_every_sample_is_trained_once_an_epoch_and_counted() -> None:
     assert result.samples == 3 * 1437 and result.steps == 36 and result.finished == [0]
     assert (told[0].step, told[-1].step, told[-1].accuracy) == (1, 36, outcome.accuracy)
     assert result.reached is None and result.digests == ["d"]
+
+
+@pytest.mark.parametrize("tests", [True, False])
+def test_without_tests_an_epochs_end_is_a_step_like_any_other(tests: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    agent = Alone()
+
+    def evaluate(*_: object) -> tuple[float, float]:
+        steps.append(agent.steps)
+        return 0.5, 1.0
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    outcome = train(agent, workloads.get("digits"), "mlp", epochs=3, tests=tests)
+    assert steps == ([12, 24, 36] if tests else [36])
+    assert outcome.accuracy == 0.5
 
 
 def test_a_target_ends_training_as_soon_as_it_is_reached() -> None:

@@ -29,6 +29,7 @@ def run(job: Job) -> None:
             epochs=job.epochs,
             seconds=job.seconds,
             target=job.target,
+            tests=job.tests,
             batch_size=job.batch_size,
             seed=job.seed,
             data=Path(job.data) if job.data else None,

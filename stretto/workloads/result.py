@@ -12,7 +12,8 @@ import torch
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every agent is told to do. ``batch_size`` is an agent's; ``folder`` is shared with the launcher."""
+    """What every agent is told to do. ``batch_size`` is an agent's; ``folder`` is shared with the launcher;
+    ``tests``: after every epoch too, and not only at the end."""
 
     workload: str
     model: str
@@ -25,6 +26,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     epochs: int | None = None
     seconds: float | None = None
     target: float | None = None
+    tests: bool = True
     threads: int = 1
 
 

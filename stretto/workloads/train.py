@@ -166,6 +166,7 @@ def train(
     epochs: int | None = None,
     seconds: float | None = None,
     target: float | None = None,
+    tests: bool = True,
     batch_size: int | None = None,
     seed: int = 0,
     data: Path | None = None,
@@ -174,6 +175,7 @@ def train(
     """Train until the first of ``epochs``, ``seconds`` and ``target`` (test accuracy, 0 to 1); all stop at one step.
 
     Args:
+        tests: after every epoch (four times in one that has a ``target``), and not only at the end.
         batch_size: samples of this agent in a step; without it the workload's, divided among the agents.
         data: the directory of the data, where the workload needs one.
         progress: told a few times a second.
@@ -182,7 +184,7 @@ def train(
     samples = len(loaded.train[1])
     batch_size = batch_size or workload.batch_of(agent.size)
     epochs = epochs or _usual_epochs(workload, seconds, target)
-    tests_an_epoch = 1 if target is None else 4
+    tests_an_epoch = 0 if not tests else 1 if target is None else 4
 
     torch.manual_seed(seed)
     model = workload.model(model_name)
