@@ -279,6 +279,24 @@ def test_a_killed_process_is_told_as_closed(node: Callable[..., Node]) -> None:
         assert a.next()[:3] == ("lost", 2, "closed")
 
 
+def test_a_word_to_a_process_that_was_just_killed_is_no_cut_cable(node: Callable[..., Node], monkeypatch: Any) -> None:
+    monkeypatch.setattr(places, "is_here", lambda host: False)  # through TLS
+    a, b = node(1), node(2)
+    a.dials(b.seat)
+    a.next("met")
+    line = a.do(lambda: a.control._lines[2])
+
+    def speak() -> None:
+        """Into what has ended, before it is found to have ended."""
+        b.do(b.control.close)
+        while line.connection._broken is None:
+            line.connection.send(encode(Leave()))
+            time.sleep(0.01)
+
+    a.do(speak)
+    assert a.next("lost")[:3] == ("lost", 2, "closed")
+
+
 def test_a_stopped_process_is_told_as_stopped(node: Callable[..., Node]) -> None:
     a = node(1)
     with process(lives(2, a.seat)) as pid:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -207,7 +208,7 @@ class Control:
         except NetworkError as e:
             self._lose(line, Suspicion("closed", str(e)))
         except OSError as e:
-            reset = isinstance(e, ConnectionResetError | BrokenPipeError)
+            reset = isinstance(e, ConnectionResetError | BrokenPipeError | ssl.SSLEOFError)  # the last: as TLS writes
             self._lose(line, ending("reset" if reset else "unreachable", line.vigil.quiet(now)))
         else:
             if c.taken > before:
