@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from msgspec.structs import replace
 
 from stretto.core import Network
 from stretto.membership.compose import first, following, nowhere
+from stretto.membership.effects import Deny, Dial, Effect, Timer
 from stretto.membership.keeping import keep, kept
 from stretto.membership.messages import FOUNDER, Ballot, Report, Seat, View, Vote
 from stretto.membership.settle import Settlement, admits, entry, settle
+from stretto.membership.views import Views
 from stretto.membership.votes import accept, blank, bound, majority, promise
 
 sys.path.insert(0, str(Path(__file__).parent / "membership"))
@@ -66,6 +69,58 @@ def test_without_the_model_there_is_no_next_view() -> None:
     base = first(nowhere(FOUNDERS, Network()), SEATS)
     unhealed = {1: replace(report(1, 3), healed=False)}
     assert following(base, unhealed, (), proposer=100, founder=True, why="") is None
+
+
+# Being alone.
+
+
+def alone(views: Views, seconds: float, every: float = math.inf) -> list[Effect]:
+    """What it does in a world where nobody answers; but ``every`` so many seconds agent 1 does, and goes away again."""
+    now, met, done, due = 0.0, 0.0, list[Effect](), list[tuple[float, str]]()
+
+    def carry_out(effects: list[Effect]) -> None:
+        done.extend(effects)
+        for effect in effects:
+            if isinstance(effect, Dial):
+                carry_out(views.lost(effect.seat.uid, "refused"))
+            elif isinstance(effect, Timer):
+                due.append((now + effect.seconds, effect.name))
+
+    carry_out(views.begin() + views.lost(views._following, "closed"))
+    while due and now < seconds:
+        now, name = min(due)
+        due.remove((now, name))
+        if now > met + every:
+            met = now
+            carry_out(views.met(1) + views.lost(1, "closed"))
+        carry_out(views.timer(name))
+    return done
+
+
+def denials(effects: list[Effect]) -> int:
+    return sum(isinstance(effect, Deny) for effect in effects)
+
+
+def test_who_is_not_in_the_view_and_finds_nobody_for_long_gives_up_in_words() -> None:
+    newcomer = Views.agent(Seat(9, 0, "here", 1, (), ()), view(report(1, 5)), 1)
+    assert denials(alone(newcomer, 250)) == 0
+    newcomer = Views.agent(Seat(9, 0, "here", 1, (), ()), view(report(1, 5)), 1)
+    words = "nobody has answered for 5 minutes: the run is over, or all its agents are lost; start it again"
+    assert Deny(words) in alone(newcomer, 350)
+
+
+def test_a_member_waits_for_the_others_however_long() -> None:
+    assert denials(alone(Views.agent(SEATS[2], view(report(1, 5)), 1), 5000)) == 0
+
+
+def test_who_casts_the_vote_of_its_last_life_waits_however_long() -> None:
+    standin = Views.agent(Seat(9, 3, "here", 1, (), ()), view(report(1, 5)), 1, vote=blank(3, 3))
+    assert denials(alone(standin, 5000)) == 0
+
+
+def test_whoever_finds_somebody_now_and_then_goes_on_looking() -> None:
+    newcomer = Views.agent(Seat(9, 0, "here", 1, (), ()), view(report(1, 5)), 1)
+    assert denials(alone(newcomer, 2000, every=100)) == 0
 
 
 # Settlements.

@@ -63,7 +63,7 @@ class Out:
 
 @dataclass(frozen=True, slots=True)
 class Deny:
-    """The run refuses us."""
+    """The run refuses us, or is nowhere any more."""
 
     why: str
 

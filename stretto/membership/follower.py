@@ -6,6 +6,7 @@ from abc import ABC
 from typing import Final
 
 from stretto.membership.effects import (
+    Deny,
     Dial,
     Knock,
 )
@@ -19,6 +20,11 @@ from stretto.membership.voter import Voter
 
 _GUEST: Final = 2.0
 LONGEST_PAUSE: Final = 10.0
+PATIENCE: Final = 300.0
+"""Seconds of rest after which one that is out of the view takes it that nobody will answer any more."""
+NOBODY: Final = (
+    f"nobody has answered for {PATIENCE / 60:g} minutes: the run is over, or all its agents are lost; start it again"
+)
 
 
 class Follower(Voter, ABC):
@@ -75,9 +81,13 @@ class Follower(Voter, ABC):
             self._see_off(uid)
 
     def _rest(self, head: int) -> None:
-        """Look for a head again in a while."""
+        """Look for a head again in a while; who has no vote, which the others may need, gives up in the end."""
         self._resting = True
         self._following = 0
+        self._alone += self._pause
+        if self._alone > PATIENCE and not self.inside and not self._stands_in:
+            self._alone = 0.0
+            self._out.append(Deny(NOBODY))
         self._arm(f"again {head}", self._pause)
         if self._pause > 1:
             self._out.append(Knock())

@@ -69,6 +69,7 @@ class Standing:
         self._resting = False
         self._hops = 0
         self._pause = SHORTEST_PAUSE
+        self._alone = 0.0
         # our vote, and those that others gave us
         self._vote = vote
         self._lent: dict[int, Vote] = {}
@@ -175,6 +176,7 @@ class Standing:
     def _arrived(self, uid: int) -> None:
         self._connected.add(uid)
         self._suspected.pop(uid, None)
+        self._alone = 0.0
 
     def _suspect(self, uid: int, why: str, what: str = "closed") -> None:
         if uid not in self._suspected and uid != self.me:
