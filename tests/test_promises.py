@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import ctypes
-import fcntl
 import os
 import socket
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import pytest
 import torch
 import trainings
 from contracts.parts import graphs
+from networks import in_a_network_of_its_own
 from processes import agents
 
 import stretto
@@ -268,40 +266,6 @@ def test_no_file_imports_pickle_or_what_unpickles() -> None:
 
 
 # 9. Counted
-
-
-_NEWNET = 0x40000000
-_SIOCSIFFLAGS, _UP = 0x8914, 0x1
-
-
-def in_a_network_of_its_own(function: Callable[[], Any]) -> Any:
-    """``function()`` in a process with a network namespace of its own, with loopback alone; skips if there is none."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            if ctypes.CDLL(None, use_errno=True).unshare(_NEWNET):
-                code = 77
-            else:
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                    fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _UP))
-                os.write(writing, repr(function()).encode())
-                code = 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read()
-    _, status = os.waitpid(pid, 0)
-    if os.waitstatus_to_exitcode(status) == 77:
-        pytest.skip("a network namespace needs the right to make one (CAP_SYS_ADMIN): run as root")
-    assert status == 0
-    return ast.literal_eval(said.decode())
 
 
 def sends_much(agent: Agent) -> tuple[int, int, int]:
