@@ -1,29 +1,31 @@
-"""Error feedback, low rank and codecs by layer: what is special to them."""
+"""Error feedback: what a codec loses is sent later, so that training ends where it would have ended without."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from contracts.coding import alone, bucket, copied, exchange, filled, norm, same
 from torch import Tensor
 
-from contracts.coding import alone, bucket, exchange, filled, norm, same
-from stretto.codecs import Feedback, LowRank, PerLayer, TopK
+from stretto.codecs import Feedback, Identity, PerLayer, Sign, TopK
 from stretto.core import Codec, Like, Named
 from stretto.errors import NonFinite, UsageError
 from stretto.text import parse
 
-AGENTS, ROWS, COLUMNS = 4, 12, 10
+AGENTS, ROWS, COLUMNS = 4, 6, 5
 LIKE = Like((ROWS * COLUMNS,), torch.float32, (Named("weight", (ROWS, COLUMNS)),))
+STEP = 0.05
 
 
-class Convex:
-    """Least squares, another one at each agent: none of their gradients is zero where their mean is."""
+class LeastSquares:
+    """A convex problem, another one at each agent: where their mean is best, no agent's own gradient is zero."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
-        n = ROWS * COLUMNS
+        n = LIKE.numel
         mixing = torch.randn(AGENTS, n, n, generator=generator, dtype=torch.float64) / math.sqrt(n)
         self.curves = mixing @ mixing.mT / 2 + torch.eye(n, dtype=torch.float64)
         self.targets = torch.randn(AGENTS, n, generator=generator, dtype=torch.float64)
@@ -33,30 +35,107 @@ class Convex:
     def gradients(self, at: Tensor) -> list[Tensor]:
         return [(c @ (at - t)).float() for c, t in zip(self.curves, self.targets, strict=True)]
 
-
-def mean(codec: Codec, xs: list[Tensor], states: list[object], owner: object) -> tuple[Tensor, list[object], object]:
-    """As agents agree: sums on their way, or an owner that adds what all sent and encodes the mean once more."""
-    likes = [Like(LIKE.shape, LIKE.dtype, LIKE.pieces, own=rank) for rank in range(AGENTS)]
-    round_ = exchange(codec, xs, likes, states)
-    if codec.summable:
-        return round_.decoded[0], round_.states, owner
-    again = alone(codec, torch.stack(round_.decoded).mean(0), LIKE, owner)
-    return again.decoded[0], round_.states, again.states[0]
+    def distance(self, at: Tensor) -> float:
+        return norm(at - self.best) / norm(self.best)
 
 
-def distance(codec: Codec, step: float = 0.1, steps: int = 1500) -> float:
-    """How far from the best, by its own length, so many steps end."""
-    problem = Convex()
-    at, states, owner = torch.zeros_like(problem.best), [codec.init(LIKE) for _ in range(AGENTS)], codec.init(LIKE)
+def descend(codec: Codec, steps: int) -> tuple[float, float]:
+    """How far from the best, by its own length, descent by constant steps ends; and the mean of its later half.
+
+    Agents agree as they do along a ring: sums on their way, or an owner that encodes the mean of what all sent.
+    """
+    likes = [replace(LIKE, own=rank) for rank in range(AGENTS)]
+    problem, states, owner = LeastSquares(), [codec.init(like) for like in likes], codec.init(LIKE)
+    at, path = torch.zeros_like(problem.best), []
     for _ in range(steps):
-        update, states, owner = mean(codec, problem.gradients(at), states, owner)
-        at = at - step * update.double()
-    return float((at - problem.best).norm() / problem.best.norm())
+        round_ = exchange(codec, problem.gradients(at), likes, states)
+        states, mean = round_.states, torch.stack(round_.decoded).mean(0)
+        if not codec.summable:
+            again = alone(codec, mean, LIKE, owner)
+            (mean,), (owner,) = again.decoded, again.states
+        at = at - STEP * mean.double()
+        path.append(at)
+    return problem.distance(at), problem.distance(torch.stack(path[steps // 2 :]).mean(0))
 
 
-def main():
-    for t in ("identity","topk(0.05)","feedback(topk(0.05))","sign","feedback(sign)","int2","feedback(int2)","lowrank(1)","feedback(lowrank(1))","randomk(0.1, scaled=false)","feedback(randomk(0.1, scaled=false))","topk(0.1)+int4","feedback(topk(0.1)+int4)","dct_topk(0.1)","feedback(dct_topk(0.1))","threshold(0.1)","feedback(threshold(0.1))","ternary"):
-        c=parse(t,"codec")
-        print(t, *[ '%.1e'%distance(c,st,n) for st,n in ((0.1,1500),(0.02,1500),(0.02,4000))])
-if __name__=="__main__":
-    torch.set_num_threads(1); main()
+@pytest.mark.parametrize("text", ["topk(0.1)", "sign", "int2", "topk(0.2)+int4", "dct_topk(0.1)", "threshold(0.3)"])
+def test_with_feedback_descent_reaches_the_best_and_without_it_never_does(text: str) -> None:
+    """By constant steps an agent circles around the best, as wide as what it holds back; the circle's middle is it."""
+    _, without = descend(parse(text, "codec"), 500)
+    _, with_ = descend(parse(f"feedback({text})", "codec"), 1600)
+    assert without > 0.3
+    assert with_ < 2e-3
+
+
+@pytest.mark.parametrize("text", ["lowrank(1)", "randomk(0.2, scaled=false)"])
+def test_with_feedback_around_what_is_added_on_its_way_the_last_step_is_there(text: str) -> None:
+    last, _ = descend(parse(f"feedback({text})", "codec"), 1000)
+    assert last < 1e-5
+
+
+@pytest.mark.parametrize("text", ["topk(0.02)", "sign", "int2", "int8", "randomk(0.1, scaled=false)", "lowrank(1)"])
+def test_what_was_given_was_sent_or_is_kept(text: str) -> None:
+    codec = Feedback(parse(text, "codec"))
+    likes = [bucket(seed=1, own=own) for own in range(3)]
+    states = [codec.init(like) for like in likes]
+    given, sent = (torch.zeros(likes[0].numel, dtype=torch.float64) for _ in range(2))
+    for step in range(5):
+        xs = [filled(likes[0].shape, "normal", torch.float32, 10 * step + i) for i in range(3)]
+        round_ = exchange(codec, xs, likes, states)
+        states = round_.states
+        given += torch.stack(xs).double().mean(0)
+        sent += torch.stack(round_.decoded).double().mean(0)
+    kept = torch.stack([codec.kept(like, state) for like, state in zip(likes, states, strict=True)]).double().mean(0)
+    assert norm(kept) > 1e-3 * norm(given)
+    assert norm(given - sent - kept) <= 1e-5 * norm(given)
+
+
+def test_a_decay_forgets_that_part_of_what_was_held_back() -> None:
+    codec, like = Feedback(TopK(0.25), decay=0.5), Like((4,), torch.float32)
+    first = alone(codec, torch.tensor([4.0, 2.0, 0.0, 0.0]), like)
+    assert codec.kept(like, first.states[0]).tolist() == [0, 1, 0, 0]
+    second = alone(codec, torch.zeros(4), like, first.states[0])
+    assert second.decoded[0].tolist() == [0, 1, 0, 0]
+
+
+def test_what_is_not_finite_may_pass_and_leaves_the_residual_as_it_was() -> None:
+    codec, like = Feedback(TopK(0.1, nonfinite="pass")), bucket()
+    before = alone(codec, filled(like.shape, "normal", torch.float32, 0), like).states[0]
+    x = filled(like.shape, "normal", torch.float32, 1)
+    x[7] = math.inf
+    bad = alone(codec, x, like, before)
+    assert bad.decoded[0][7] == math.inf
+    assert same(bad.states[0]["residual"], before["residual"])
+
+
+def test_what_raises_leaves_the_state_as_it_was() -> None:
+    codec, like = Feedback(TopK(0.1)), bucket()
+    before = alone(codec, filled(like.shape, "normal", torch.float32, 0), like).states[0]
+    kept = copied(before)
+    with pytest.raises(NonFinite, match="body"):
+        codec.encode(torch.full(like.shape, math.nan).index_fill_(0, torch.arange(320), 0.0), like, before)
+    assert same(before, kept)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("feedback(ternary)", "it is unbiased and needs no feedback"),
+        ("feedback(randomk(0.1))", "randomk"),
+        ("feedback(int4(stochastic=true))", "int4"),
+        ("feedback(identity)", "loses nothing"),
+        ("feedback(feedback(sign))", "use it alone"),
+        ("feedback(sign, decay=0)", "above 0 and at most 1"),
+        ("feedback(sign, decay=1.5)", "above 0 and at most 1"),
+        ("feedback(3)", "3 is not a codec"),
+    ],
+)
+def test_what_feedback_cannot_help_is_refused_in_words(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        parse(text, "codec")
+
+
+def test_around_a_choice_by_layer_it_is_around_each_that_loses() -> None:
+    like = bucket()
+    groups = Feedback(PerLayer({"biases": "identity"}, rest="sign"), decay=0.9).groups(like)
+    assert {codec for codec, _ in groups} == {Identity(), Feedback(Sign(), decay=0.9)}

@@ -33,7 +33,10 @@ LARGEST: Final = 1 << 14
 
 @dataclass(frozen=True)
 class Blocked(Packed):
-    """``block``: the elements that share a scale, a power of two from 8 to 16,384."""
+    """Any shape and floating dtype in; a payload of ``size`` bytes exactly, four of them for each block.
+
+    ``block``: the elements that share a scale, a power of two from 8 to 16,384.
+    """
 
     bits: ClassVar[int]
     block: int = field(default=256, kw_only=True)
@@ -99,10 +102,10 @@ class Blocked(Packed):
                 self.write(rows, noise.rows(start, rows), codes[place], room)
 
     def unpack(self, raw: Tensor, out: Tensor) -> None:
-        scales = self._scales(raw, -(-out.numel() // self.block))
+        scales, largest = self._scales(raw, -(-out.numel() // self.block))
         codes = raw[4 * scales.numel() :].numpy()
         most = min(torch.finfo(out.dtype).max, torch.finfo(torch.float32).max)
-        beyond = not 2 * float(scales.max()) <= most  # also where it is NaN
+        beyond = 2 * largest > most
         scaled = scales * self.unit
         for _, target, blocks, place, room in spans(out, self.block, self.bits):
             rows = target if out.dtype == torch.float32 else room.rows
@@ -114,13 +117,14 @@ class Blocked(Packed):
             if rows is not target:
                 target.copy_(rows)
 
-    def _scales(self, raw: Tensor, blocks: int) -> Tensor:
+    def _scales(self, raw: Tensor, blocks: int) -> tuple[Tensor, float]:
+        """The scale of each block, and the largest, NaN aside."""
         scales = raw[: 4 * blocks].clone().view(torch.float32)[:, None]
         known = scales.nan_to_num(0.0, math.inf, -math.inf) if self.passing else scales
         least, most = float(known.min()), float(known.max())
         if not (least >= 0 and most < math.inf):
             raise DamagedPayload(f"{self} was given scales from {least} to {most} to decode, which no agent sends")
-        return scales
+        return scales, most
 
     def bound(self, x: Tensor) -> float:
         total = 0.0

@@ -22,18 +22,19 @@ from stretto.text import named
 CHUNK: Final = 1 << 18
 """Elements that are cast and then checked: what was written stays in cache between."""
 
-
 MOST: Final = torch.finfo(torch.float16).max
 
 
 @named("bf16", kind="codec")
 @dataclass(frozen=True)
 class Bf16(Packed):
-    """The exponent of a float32 and 7 bits of mantissa.
+    """The exponent of a float32 and 7 bits of mantissa, two bytes.
 
-    Beyond its largest number, 3.39e38, there is only that.
+    Any shape and floating dtype; ``size`` is exactly two bytes an element. Beyond the largest number, 3.39e38, there is
+    only that.
     """
 
+    paper: ClassVar[str] = "Kalamkar et al. 2019, A Study of BFLOAT16 for Deep Learning Training (arXiv 1905.12322)"
     when: ClassVar[str] = "half of the bytes at next to no cost"
 
     def nbytes(self, n: int) -> int:
@@ -53,10 +54,13 @@ class Bf16(Packed):
 @named("fp16", kind="codec")
 @dataclass(frozen=True)
 class Fp16(Packed):
-    """5 bits of exponent and 10 of mantissa. The last two bytes are the power of two that all is to be multiplied by.
+    """5 bits of exponent and 10 of mantissa, two bytes.
 
-    It is 0 but for a tensor with elements beyond 65,504: that is scaled so that its largest fits.
+    Any shape and floating dtype. Two bytes at the end are the power of two that all is to be multiplied by: 0 but for a
+    tensor with elements beyond 65,504, which is scaled so that its largest fits.
     """
+
+    paper: ClassVar[str] = "Micikevicius et al. 2017, Mixed Precision Training (arXiv 1710.03740)"
 
     when: ClassVar[str] = "as bf16, and three bits more exact where elements are above 1e-4"
 

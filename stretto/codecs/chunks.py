@@ -58,7 +58,8 @@ class Scratch:
 
     @cached_property
     def spare(self) -> Words:
-        return np.empty(self.shape.numel(), np.int16)
+        """Words in the memory of ``rows``, for when these are done with."""
+        return self.floats.view(np.int16)[: self.shape.numel()]
 
     @cached_property
     def copy(self) -> Tensor:

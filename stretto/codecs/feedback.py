@@ -25,10 +25,9 @@ from torch import Tensor
 from stretto.codecs.base import Base, floats
 from stretto.codecs.identity import Identity
 from stretto.codecs.topk import TopK
-from stretto.codecs.wrapped import codec_of
 from stretto.core import Codec, Groups, Like, Payload, State
 from stretto.errors import UsageError
-from stretto.text import named
+from stretto.text import coerce, named
 
 
 @runtime_checkable
@@ -47,7 +46,8 @@ class Feedback(Base):
 
     The residual (float32, as long as the tensor) is what this agent has not sent yet. It is saved with the state, and
     added to the next exchange after a fence. Only a death loses it: what the dead had held back, nobody else knows.
-    While something is not finite and may pass (``nonfinite="pass"``), the residual stays what it was.
+    The codec is given float32, whatever the tensor is: ``topk(0.01)+bf16`` sends values of two bytes. While something
+    is not finite and may pass (``nonfinite="pass"``), the residual stays what it was.
 
     Seide et al. 2014, section 2; Karimireddy et al. 2019, algorithm 2.
 
@@ -62,7 +62,7 @@ class Feedback(Base):
     decay: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "codec", codec_of(self.codec, "feedback"))
+        object.__setattr__(self, "codec", coerce(self.codec, "codec"))
         if not self.codec.contracts or isinstance(self.codec, Identity):
             raise UsageError(f"{self}: {_refused(self.codec)}")
         if not 0 < self.decay <= 1:
@@ -165,7 +165,7 @@ def _refused(codec: Codec) -> str:
         return "identity loses nothing that could be sent later: use it alone"
     if isinstance(codec, Feedback):
         return "what feedback loses is remembered already: use it alone"
-    instead = "an unbiased codec needs no feedback: use it alone, or feed back" if codec.unbiased else "feed back"
+    instead = "it is unbiased and needs no feedback: use it alone, or feed back" if codec.unbiased else "feed back"
     return (
         f"{codec} may lose more than there is, and what is held back would grow without end; {instead} one that never "
         "does, such as topk(0.01), sign, int4 or lowrank"

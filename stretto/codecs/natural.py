@@ -31,7 +31,7 @@ class Natural(Blocked):
     """
 
     paper: ClassVar[str] = "Horváth et al. 2019, Natural Compression (arXiv 1905.10988), definition 1"
-    when: ClassVar[str] = "elements of very different sizes, each to a third of itself or better on average"
+    when: ClassVar[str] = "elements of very different sizes, without feedback"
     bits: ClassVar[int] = 8
     levels: ClassVar[float] = 0.5
     block: int = field(default=LARGEST, kw_only=True)

@@ -14,10 +14,9 @@ from torch import Tensor
 from stretto.codecs.base import Base, one
 from stretto.codecs.identity import Identity
 from stretto.codecs.integers import Int8
-from stretto.codecs.wrapped import codec_of
 from stretto.core import Codec, Groups, Like, Named, Payload, State, mixed
 from stretto.errors import UsageError
-from stretto.text import named
+from stretto.text import coerce, named
 
 ROLES: Final = {"biases": "bias", "norms": "norm", "embeddings": "embedding"}
 
@@ -48,7 +47,7 @@ class PerLayer(Base):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "codecs", _pairs(self.codecs))
-        object.__setattr__(self, "rest", codec_of(self.rest, "per_layer"))
+        object.__setattr__(self, "rest", coerce(self.rest, "codec"))
 
     @property
     def unbiased(self) -> bool:
@@ -180,4 +179,4 @@ def _pairs(codecs: Any) -> tuple[tuple[str, Codec], ...]:
     for key, _ in pairs:
         if not isinstance(key, str) or not key:
             raise UsageError(f"per_layer: {key!r} is neither {', '.join(ROLES)} nor a pattern of names")
-    return tuple((key, codec_of(value, "per_layer")) for key, value in pairs)
+    return tuple((key, coerce(value, "codec")) for key, value in pairs)

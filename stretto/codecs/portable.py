@@ -44,32 +44,32 @@ def _freed(row: Rows, others: Rows) -> bool:
     Again until a pass takes little: what is left of a long vector is not orthogonal yet (Parlett: The symmetric
     eigenvalue problem, 1980, section 6.9).
     """
-    largest = float(np.abs(row).max())
-    if largest == 0:
-        return False
-    row /= np.float32(largest)
-    row /= np.float32(_length(row))
-    left = 1.0
+    left = float(_unit(row) > 0)
     while left > 1e-6:
         for other, along in zip(others, _dots(others, row), strict=True):
             row -= other * np.float32(along)
-        length = _length(row)
+        length = _unit(row)
         left *= length
-        if left:
-            row /= np.float32(length)
         if length > 0.7:
             return True
     return False
+
+
+def _unit(row: Rows) -> float:
+    """Make its length 1, and tell what it was."""
+    largest = float(np.abs(row).max())
+    if largest == 0:
+        return 0.0
+    row /= np.float32(largest)
+    length = math.sqrt(_dots(row[None], row)[0])
+    row /= np.float32(length)
+    return largest * length
 
 
 def _dots(rows: Rows, row: Rows) -> list[float]:
     """Products of elements of at most 1, added in steps of 2^-36: 2^27 of them at least fit."""
     steps = np.multiply(rows, row, dtype=np.float64) * 2.0**36
     return [step / 2.0**36 for step in np.rint(steps).astype(np.int64).sum(-1).tolist()]
-
-
-def _length(row: Rows) -> float:
-    return math.sqrt(_dots(row[None], row)[0])
 
 
 def multiply(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:

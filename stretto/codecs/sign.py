@@ -22,7 +22,7 @@ class Sign(Blocked):
     Of a block's x with n elements, ‖x‖² − ‖x‖₁²/n is lost: never more than there was.
     """
 
-    paper: ClassVar[str] = "Karimireddy et al. 2019, Error Feedback Fixes SignSGD (arXiv 1901.09847), section 3"
+    paper: ClassVar[str] = "Karimireddy et al. 2019, Error Feedback Fixes SignSGD (arXiv 1901.09847), algorithm 1"
     when: ClassVar[str] = "a thirtieth of the bytes, with feedback: without, it does not converge"
     bits: ClassVar[int] = 1
     levels: ClassVar[float] = 1
