@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto import workloads
-from stretto.data import Shard
 from stretto.core import Network
+from stretto.data import Shard
 from stretto.errors import DataError, UnknownName, UsageError
 from stretto.workloads import digits, download, idx
 from stretto.workloads import train as training
