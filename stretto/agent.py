@@ -23,14 +23,29 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stretto import state, strategies
+from stretto.buckets import BufferRule, Send, Wait, layouts
 from stretto.checkpoint import Keep, rng
 from stretto.core import Epoch, Member, Network, Strategy
 from stretto.courier import Courier, Place
 from stretto.data import Shard
-from stretto.gradients import BufferRule, Gradients, Wait
+from stretto.drifts import Drifts
+from stretto.errors import UsageError
+from stretto.gradients import Gradients
 from stretto.ledger import shares_of
+from stretto.loose import Loose
 from stretto.pace import Pace
-from stretto.preparing import Stateful, check, check_native, describe, digest, is_native, named, spread
+from stretto.preparing import (
+    Stateful,
+    alike,
+    alike_part,
+    check,
+    check_native,
+    describe,
+    digest,
+    is_native,
+    named,
+    spread,
+)
 from stretto.saving import EVERY, Saver
 from stretto.session import Closing, epoch_of
 from stretto.text import coerce
@@ -94,7 +109,9 @@ class Agent:
         self.trace = Trace(place.trace if place else None, self.label)
         self.trace.event("join", epoch=self.epoch.number, agents=self.size, hosts=self.epoch.hosts, link=self.link)
         self._courier = Courier(place) if place else None
-        self._groups: list[Gradients] = []
+        self._groups: list[Gradients | Drifts] = []
+        self._loose: Loose | None = None
+        self._late = place is not None and uid not in self.epoch.uids
         self._turns: deque[Gradients] = deque()
         self._models: list[nn.Module] = []
         self._stateful: list[Stateful] = []
@@ -132,30 +149,42 @@ class Agent:
         check(objects, buffers, prepared=self._models)
         check_native(chosen, self.link, self.size)
         self._models += models
-        self._stateful += [o for o in objects if not isinstance(o, nn.Module)]
         if self._courier is not None:
             self._courier.agree(_MODELS, describe(models, optimizers, chosen, buffers), brings=True)
             self._network = self._courier.measure()
             spread(models, self._courier.scratch, self._courier.broadcast)
             self._courier.agree("the weights after the first agent sent its own", self.digest())
-            group = len(self._groups)
-            self._groups.append(
-                Gradients(
-                    models,
-                    allocate=self._courier.allocate,
-                    send=self._sender(group),
-                    closed=self._closed,
-                    wishes=lambda: self._saver is not None and self.rank == 0 and self._saver.due(),
-                    leads=lambda: self.rank == 0,
-                    buffers=buffers,
-                    apart=self._courier.apart,
-                    turns=self._turns,
-                )
-            )
-            native = self._courier.apart and is_native(chosen)
-            self._courier.use(group, str(chosen), self._groups[-1].layouts(named(models)), native=native)
+        self._exchange_by(chosen, models, [o for o in objects if not isinstance(o, nn.Module)], buffers)
         self.trace.event("prepare", strategy=str(chosen), buffers=buffers, digest=self.digest())
         return objects[0] if len(objects) == 1 else objects
+
+    def _exchange_by(self, chosen: Strategy, models: list[nn.Module], others: list[Any], buffers: BufferRule) -> None:
+        """Another group of buckets: gradients, or the drift of weights."""
+        self._stateful += others
+        courier, group = self._courier, len(self._groups)
+        if self._loose is not None or (chosen.signal == "drift" and self._groups):
+            raise UsageError(f"{chosen}: agents that train by themselves prepare once: give prepare() all models at once")
+        if courier is None and chosen.signal == "gradient":
+            return
+        options: dict[str, Any] = {
+            "allocate": courier.allocate if courier else lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8),
+            "send": self._sender(group, fence=chosen.signal == "drift") if courier else _nowhere,
+            "closed": self._closed,
+            "wishes": lambda: self._saver is not None and self.rank == 0 and self._saver.due(),
+            "leads": lambda: self.rank == 0,
+            "buffers": buffers,
+            "apart": courier is not None and courier.apart,
+        }
+        if chosen.signal == "gradient":
+            self._groups.append(Gradients(models, turns=self._turns, **options))
+        else:
+            drifts = Drifts(models, chosen.outer, **options)
+            local = [o for o in others if isinstance(o, Optimizer | torch.amp.GradScaler)]
+            self._groups.append(drifts)
+            self._loose = Loose(chosen.schedule, drifts, local, self._drawn, late=self._late)
+        if courier is not None:
+            native = courier.apart and is_native(chosen)
+            courier.use(group, str(chosen), layouts(self._groups[-1].buckets, named(models)), native=native)
 
     def shard(
         self,
@@ -203,6 +232,7 @@ class Agent:
             shuffle=shuffle,
             on_batch=drawn,
             on_begin=self._begin_once,
+            on_draw=lambda end: self._loose.draw(end) if self._loose else None,
             fenced=self._courier is not None,
             members=self.epoch.uids,
         )
@@ -255,6 +285,9 @@ class Agent:
             self._courier.remember(state.packed([own["codecs"] for own in owns]), self.size / name.parts)
         if name.parts == self.size:
             rng.replay(owns[0]["random"])
+        if owns and self._loose is not None:
+            for part, found in zip(self._loose.local, owns[0]["local"], strict=True):
+                part.load_state_dict(found)
         self.trace.event("resume", step=self.steps, checkpoint=str(name), digest=self.digest())
         return True
 
@@ -262,8 +295,11 @@ class Agent:
         assert self._saver is not None
         if self._courier is None:
             self.steps = max((shard.ledger.steps for shard in self._shards), default=0)
-        codecs = state.unpack(self._courier.remembered()) if self._courier is not None else []
-        self._saver.save(self.steps, self.rank, self.size, self._tree(), codecs)
+        own = {
+            "codecs": state.unpack(self._courier.remembered()) if self._courier is not None else [],
+            "local": [part.state_dict() for part in self._loose.local] if self._loose is not None else [],
+        }
+        self._saver.save(self.steps, self.rank, self.size, self._tree(), own)
         self.trace.event("checkpoint", step=self.steps, part=self.rank, parts=self.size)
 
     def weigh(self, share: float) -> None:
@@ -339,16 +375,22 @@ class Agent:
         for model, found in zip(self._models, tree["models"], strict=True):
             model.load_state_dict(found)
         for part, found in zip(self._stateful, tree["stateful"], strict=True):
-            part.load_state_dict(found)
+            if found is not None:
+                part.load_state_dict(found)
         self.steps = tree["steps"]
         self._network = Network(*tree["network"])
         for shard, found in zip(self._shards, tree["shards"], strict=False):
             shard.adopt(found, join=join)
+        if self._loose is not None:
+            self._loose.adopt(tree["outers"])
 
     def _tree(self) -> dict[str, Any]:
+        """What all have alike."""
+        drifts, local = (self._loose.drifts, self._loose.local) if self._loose else (None, [])
         return {
-            "models": [model.state_dict() for model in self._models],
-            "stateful": [part.state_dict() for part in self._stateful],
+            "models": [alike(model, drifts.shared() if drifts else {}) for model in self._models],
+            "stateful": [alike_part(part, part in local) for part in self._stateful],
+            "outers": drifts.state() if drifts else [],
             "steps": self.steps,
             "network": [self._network.delay, self._network.rate],
             "run": self._saver.run if self._saver is not None else "",
@@ -362,10 +404,11 @@ class Agent:
         if wished and self._saver is not None:
             self._saver.wanted = True
         if self._in_fence:
-            self.steps += 1
             before = [shard.ledger.epoch for shard in self._shards]
             for shard in self._shards:
                 shard.committed(closing.contributors)
+            now = self._drawn()
+            self.steps = now if self._loose is not None and now is not None else self.steps + 1
             self.moved(closing)
             for shard, epoch in zip(self._shards, before, strict=True):
                 if shard.ledger.epoch > epoch and id(shard) in self._paces:
@@ -395,6 +438,15 @@ class Agent:
         for shard in self._shards:
             shard.enter(None, self.rank, self.size, members=self.epoch.uids)
         self._settle_in()
+
+    def _drawn(self) -> int | None:
+        """Batches that all have drawn so far; None where nothing is dealt."""
+        return self._shards[0].drawn if self._shards else None
+
+    def synchronise(self) -> None:
+        """Exchange now what the strategy would exchange later. All agents call it, after the same batch."""
+        if self._loose is not None:
+            self._loose.synchronise()
 
     def _settle_in(self) -> None:
         """All members of an epoch do this first."""
@@ -430,14 +482,19 @@ class Agent:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._go(failed=error is not None)
 
-    def _sender(self, group: int) -> Callable[[int, int, Tensor, Tensor], Wait]:
+    def _sender(self, group: int, *, fence: bool = False) -> Send:
         def send(bucket: int, of: int, x: Tensor, mean: Tensor) -> Wait:
             assert self._courier is not None
             if bucket == 0:
-                self._in_fence, self._fence = self._fence, not self._shards
+                self._in_fence, self._fence = fence or self._fence, not self._shards
             return self._courier.mean(group, x, mean, bucket=bucket, of=of, fence=self._in_fence)
 
         return send
+
+
+def _nowhere(bucket: int, of: int, x: Tensor, mean: Tensor) -> Wait:
+    """Alone, everybody's mean is one's own."""
+    return lambda: None
 
 
 def _say(text: str) -> None:

@@ -9,6 +9,7 @@ StrettoError            1
 │   └── ProtocolError       bytes that no agent of ours would send
 │       └── DamagedPayload      a tensor that cannot be decoded
 ├── Disagreement        4   agents hold different models, data or strategies
+├── Diverged            7   the training has left the finite numbers
 ├── DataError           5   files are missing or damaged
 │   └── NonFinite           5   NaN or infinity where a codec cannot send it
 └── ScriptFailed        6   the user's script raised in an agent
@@ -70,6 +71,10 @@ class DamagedPayload(ProtocolError):
 
 class Disagreement(StrettoError):
     exit_code = 4
+
+
+class Diverged(StrettoError):
+    exit_code = 7
 
 
 class DataError(StrettoError):

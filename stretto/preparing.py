@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -99,6 +99,21 @@ def describe(models: Sequence[nn.Module], optimizers: Sequence[Optimizer], strat
         lines += [f"model {i} {k} requires_grad={p.requires_grad}" for k, p in model.named_parameters()]
     lines += [f"optimizer {type(o).__name__} with {[len(g['params']) for g in o.param_groups]}" for o in optimizers]
     return "\n".join(lines)
+
+
+def alike(model: nn.Module, shared: Mapping[int, Tensor]) -> dict[str, Any]:
+    """Its state, with what all have alike (by ``id`` of parameter or buffer) in place of our own."""
+    found = dict(model.state_dict())
+    for named_tensors in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        found |= {name: shared[id(x)] for name, x in named_tensors if id(x) in shared and name in found}
+    return found
+
+
+def alike_part(part: Any, local: bool) -> Any:
+    """The state of an optimizer or scheduler; of what is ``local`` what all have alike, None where that is nothing."""
+    if not local:
+        return part.state_dict()
+    return {"state": {}, "param_groups": part.state_dict()["param_groups"]} if isinstance(part, Optimizer) else None
 
 
 def named(models: Sequence[nn.Module]) -> dict[int, Named]:

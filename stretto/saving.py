@@ -84,16 +84,16 @@ class Saver:
         owns = [checkpoint.restore(*places.own(found, i)) for i in range(part, name.parts, parts)]
         self._saved = name.step
         for own in owns:
-            if not isinstance(own, dict) or not {"random", "codecs"} <= own.keys():
+            if not isinstance(own, dict) or not {"random", "codecs", "local"} <= own.keys():
                 raise DataError("a part of the checkpoint has nothing of its agent's own; was it written by Stretto?")
         return shared, owns
 
-    def save(self, step: int, part: int, parts: int, tree: Any, codecs: Any) -> None:
-        """Copy our part of ``tree``, and what our ``codecs`` remember, and write it in the background."""
+    def save(self, step: int, part: int, parts: int, tree: Any, own: dict[str, Any]) -> None:
+        """Copy our part of ``tree``, and what is our ``own``, and write it in the background."""
         self.wanted, self._last = False, time.monotonic()
         if self._writer is not None and step > self._saved:
-            own = flatten({"random": rng.capture(), "codecs": codecs})
-            if self._writer.submit(cut(step, part, parts, shared=flatten(tree), own=own)):
+            ours = flatten({"random": rng.capture(), **own})
+            if self._writer.submit(cut(step, part, parts, shared=flatten(tree), own=ours)):
                 self._saved = step
 
     def close(self) -> None:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from stretto.gradients import BUCKET, Gradients, plan_buckets
+from stretto.buckets import BUCKET, plan_buckets
+from stretto.gradients import Gradients
 from stretto.session import Closing
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)

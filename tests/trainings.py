@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stretto.agent import Agent
+from stretto.buckets import layouts
 from stretto.core import Link, Strategy
 from stretto.data import Shard
 from stretto.gradients import Gradients
@@ -97,7 +98,7 @@ def simulated(size: int, strategy: str, epochs: int, width: int, *, native: bool
         )
         carrier = Carrier(Around())  # type: ignore[arg-type]
         carrier.enter(Place(1, link.rank, link.hosts), None)
-        carrier.use(0, chosen, gradients.layouts(named([net])))
+        carrier.use(0, chosen, layouts(gradients.buckets, named([net])))
         shard = Shard(data(), BATCH, epochs=epochs, seed=3, rank=link.rank, size=link.size, on_batch=weigh)
         digests = [digest(net)]
         for step, (x, y) in enumerate(shard, 1):

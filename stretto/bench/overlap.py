@@ -24,7 +24,7 @@ from stretto.bench.ours import rooms
 from stretto.bench.peers import Gloo
 from stretto.bench.report import Section, spread_text
 from stretto.bench.team import Team, free_port
-from stretto.gradients import plan_buckets
+from stretto.buckets import plan_buckets
 
 LAYERS: Final = 8
 WIDTH: Final = 1024

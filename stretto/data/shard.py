@@ -51,6 +51,8 @@ class Shard:
         shuffle: a new permutation each epoch, or the order of the dataset.
         on_batch: called with the agent's share (see :meth:`stretto.ledger.Deal.share`) before each batch is handed out.
         on_begin: called when a pass begins, before anything is handed out; it may :meth:`adopt`.
+        on_draw: called before a batch is handed out, and with True when none is left: what is pending may be committed
+            now, or what others stand at be adopted.
         fenced: somebody calls :meth:`committed`. Without, a batch counts as trained by all when it is handed out.
         ledger: what was trained before: the first pass goes on from there, with the batches that were to come.
 
@@ -77,6 +79,7 @@ class Shard:
         shuffle: bool = True,
         on_batch: Callable[[float], None] | None = None,
         on_begin: Callable[[], None] = lambda: None,
+        on_draw: Callable[[bool], None] = lambda end: None,
         fenced: bool = False,
         members: Sequence[int] | None = None,
         ledger: Ledger | None = None,
@@ -96,6 +99,7 @@ class Shard:
         self._pending: list[Handed] = []
         self._begun = self._stale = False
         self._workers, self._on_batch, self._on_begin, self._fenced = workers, on_batch, on_begin, fenced
+        self._on_draw = on_draw
         if samples is not None:
             plan(samples, size, batch_size)
         if ledger is not None:
@@ -117,6 +121,8 @@ class Shard:
         while True:
             self._stale = False
             for turn, batch in source.batches(self.ledger, self._terms):
+                if self._dealt_anew(end=False):
+                    break
                 self._hand_out(turn)
                 if not self._fenced:
                     self.committed()
@@ -124,7 +130,13 @@ class Shard:
                 if self._stale:
                     break
             else:
-                return
+                if not self._dealt_anew(end=True):
+                    return
+
+    @property
+    def drawn(self) -> int:
+        """Batches that were committed and that are pending, over all epochs; the same at all agents."""
+        return self.ledger.steps + len(self._pending)
 
     def committed(self, by: Collection[int] | None = None) -> None:
         """What was handed out since the last call is trained: by these members, or by all to whom it was dealt.
@@ -194,6 +206,11 @@ class Shard:
         """What the ledger proves, and what it does not: ``60,000 samples, each exactly once; ledger 5f3a0c97d2e1``."""
         pending = f"; {len(self._pending)} batches were handed out and not trained" if self._pending else ""
         return self.ledger.proof() + pending
+
+    def _dealt_anew(self, *, end: bool) -> bool:
+        """A batch is about to be drawn: must it be dealt anew first?"""
+        self._on_draw(end)
+        return self._stale
 
     def _hand_out(self, turn: Turn) -> None:
         self._pending.append(Handed(turn.deal, turn.step, self._terms.members))

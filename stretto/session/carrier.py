@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stretto.codecs import Identity
 from stretto.core import Cell, Like, Link, Network, Strategy, mixed
-from stretto.errors import DataError, Disagreement, NonFinite, PeerLost, UsageError
+from stretto.errors import DataError, Disagreement, NonFinite, PeerLost
 from stretto.exchanges import agree, broadcast, measure
 from stretto.session.lanes import Lanes, Layout, Place
 from stretto.session.metered import Meter
@@ -38,14 +38,7 @@ class Carrier:
         """Average the buckets of ``group`` by ``strategy``. What another one's codec held back of them is owed.
 
         ``layouts``: what lies in each bucket; without, they travel as they are.
-
-        Raises:
-            UsageError: it exchanges something else than gradients.
         """
-        if strategy.signal != "gradient":
-            raise UsageError(
-                f"{strategy} exchanges the {strategy.signal}; this version exchanges gradients: use allreduce"
-            )
         self._strategies[group] = strategy
         for bucket, layout in enumerate(layouts):
             self._layouts[group, bucket] = layout
