@@ -24,10 +24,11 @@ from stretto.simulate import MIXES, Broken, Setting, examine, faults, play, sche
 from stretto.simulate.clock import Clock
 from stretto.simulate.lines import Line, Network
 from stretto.simulate.port import Port
-from stretto.simulate.task import Record, job
+from stretto.simulate.task import Job, Part, Record, job, samples
 from stretto.text import parse
 
 RING: Strategy = parse("allreduce(topology=ring)", "strategy")
+LOCAL: Strategy = parse("local_sgd(3)", "strategy")
 
 
 @dataclass(eq=False)
@@ -184,27 +185,43 @@ def test_who_waits_for_one_that_is_lost_is_told_and_so_is_the_membership_once() 
 # The record
 
 
+def first_batch(work: Job) -> tuple[Part, ...]:
+    """Of two agents."""
+    first = deal(Ledger.begin(work.samples, shuffle=False), (1, 1), work.batch_size)
+    return tuple(Part(rank + 1, 0, first.part(0, rank), first.share(0, rank)) for rank in range(2))
+
+
 def test_the_record_finds_a_sample_that_was_trained_twice_and_one_that_was_not() -> None:
     work = job(random.Random(0))
     record = Record(work)
     weights = torch.zeros(sum(work.sizes), dtype=torch.float64)
     place = record.begin(weights)
-    first = deal(Ledger.begin(work.samples, shuffle=False), (1, 1), work.batch_size)
-    once = record.commit(place, first, [0, 1], (1, 2), weights, weights)
-    twice = record.commit(once, first, [0, 1], (1, 2), weights, weights)
+    once = record.commit(place, first_batch(work), (1, 2), weights, weights)
+    twice = record.commit(once, first_batch(work), (1, 2), weights, weights)
     with pytest.raises(Broken, match="sample 0 was trained 2 times in epoch 0"):
         record.check_samples(twice)
     with pytest.raises(Broken, match="was trained 0 times"):
         record.check_samples(once)
 
 
-def test_the_record_finds_weights_that_one_process_would_not_have() -> None:
+@pytest.mark.parametrize("strategy", [RING, LOCAL], ids=str)
+def test_the_record_finds_weights_that_one_process_would_not_have(strategy: Strategy) -> None:
     work = job(random.Random(0))
     record = Record(work)
     weights = torch.ones(sum(work.sizes), dtype=torch.float64)
     place = record.begin(weights)
-    first = deal(Ledger.begin(work.samples, shuffle=False), (1, 1), work.batch_size)
-    assert record.replay(record.commit(place, first, [0, 1], (1, 2), weights, weights)) > 1e-3
+    assert record.replay(record.commit(place, first_batch(work), (1, 2), weights, weights), strategy) > 1e-3
+
+
+def test_the_record_trains_every_ones_window_from_the_same_weights() -> None:
+    work = job(random.Random(0))
+    record = Record(work)
+    weights = torch.ones(sum(work.sizes), dtype=torch.float64)
+    place = record.begin(weights)
+    parts = first_batch(work)
+    ends = [weights - 0.1 * part.share * work.gradient(weights, samples(part.ranges)) for part in parts]
+    mean = torch.stack(ends).mean(0)
+    assert record.replay(record.commit(place, parts, (1, 2), mean, torch.zeros_like(mean)), LOCAL) < 1e-15
 
 
 # The storm
@@ -245,10 +262,11 @@ def test_a_session_that_shares_nothing_is_found_out_with_its_fewest_faults(monke
     assert min(len(found.faults) for found in tally.breaks) == 1
 
 
-def test_weights_that_nobody_healed_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("strategy", [RING, LOCAL], ids=str)
+def test_weights_that_nobody_healed_are_found_out(strategy: Strategy, monkeypatch: pytest.MonkeyPatch) -> None:
     everybody = lambda view, number: Parts(tuple(seat.uid for seat in view.seats), len(view.seats))  # noqa: E731
     monkeypatch.setattr(session.views, "parts", everybody)
-    tally = examine(range(1, 5), RING, Setting("deaths", 3, 4))
+    tally = examine(range(1, 5), strategy, Setting("deaths", 3, 4))
     assert any("from those of one process" in found.why for found in tally.breaks)
 
 

@@ -32,10 +32,12 @@ from stretto.membership.effects import (
 )
 from stretto.membership.messages import FOUNDER, Hello, Seat
 from stretto.session import Closing, Session
+from stretto.simulate.drifts import Drifts
+from stretto.simulate.gradients import Gradients
 from stretto.simulate.port import Port
 from stretto.simulate.promises import Broken, check_step
 from stretto.simulate.shown import shown
-from stretto.simulate.trainer import GRADIENTS, NUMBERS, Trainer
+from stretto.simulate.trainer import BUCKETS, NUMBERS, Trainer
 from stretto.strategies import allreduce
 
 if TYPE_CHECKING:
@@ -94,12 +96,15 @@ class Agent:
         self.label = label
         self.views = Views.agent(self.seat, view, head, size=self.world.size, vote=self.vote)
         uids = tuple(seat.uid for seat in view.seats)
-        self._session.use(GRADIENTS, self.world.strategy, self.world.job.layouts)
+        self._session.use(BUCKETS, self.world.strategy, self.world.job.layouts)
         self._session.use(NUMBERS, allreduce())
         if self.uid in uids:
             self._install(view)
         self.do(self.views.begin())
-        self.trainer = Trainer(self, self.world.job, self.world.record, uids, self.uid, self.world.pace)
+        kind = Drifts if self.world.strategy.signal == "drift" else Gradients
+        self.trainer = kind(
+            self, self.world.strategy, self.world.job, self.world.record, uids, self.uid, self.world.pace
+        )
         self.world.clock.spawn(self.trainer.train()).then(self._trained)
 
     def _trained(self, waiter: Waiter) -> None:

@@ -21,6 +21,8 @@ from stretto.text import names, parse
 
 SPAN: Final = 4.0
 """Seconds of a run in which most faults strike; without any it takes about as long."""
+_SHORT: Final = {"local_sgd": "local_sgd(3)", "post_local_sgd": "post_local_sgd(2, 3)", "diloco": "diloco(2)"}
+"""With windows so short that a run has many."""
 _LOT: Final = 25
 """Seeds that a process takes at a time; it collects its garbage after them."""
 
@@ -63,9 +65,15 @@ class Tally:
 
 
 def listed() -> list[Strategy]:
-    """Every strategy by its name, with every topology that is a graph where it takes one."""
+    """Every strategy by its name, and ``allreduce`` with every topology that is a graph.
+
+    Those that exchange drifts do it as ``allreduce`` does, bucket by bucket: one topology shows what is theirs.
+    """
     found = []
     for name in names("strategy"):
+        if name in _SHORT:
+            found.append(parse(_SHORT[name], "strategy"))
+            continue
         texts = [f"{name}(topology={topology})" for topology in names("topology") if topology != "native"]
         try:
             found += [parse(text, "strategy") for text in texts]

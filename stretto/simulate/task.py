@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stretto.core import Named
-from stretto.ledger import Deal, Ranges
+from stretto.core import Named, Strategy
+from stretto.ledger import Ranges
 from stretto.session import Layout
 from stretto.simulate.promises import Broken
 
@@ -61,17 +61,16 @@ class Job:
         """Do all agree on the mean of a number before this step?"""
         return (step * 2654435761 & 0xFFFF) < self.numbers * 0x10000
 
-    def gradient(self, weights: Tensor, ranges: Ranges) -> Tensor:
-        """The mean over the samples; zeros over none."""
-        picked = [i for start, stop in ranges for i in range(start, stop)]
+    def gradient(self, weights: Tensor, picked: list[int]) -> Tensor:
+        """The mean over these samples; zeros over none."""
         if not picked:
             return torch.zeros_like(weights)
         index = torch.tensor(picked)
         return weights * self.pulls[index].mean() - self.pulled[index].mean(0)
 
 
-def job(rng: random.Random) -> Job:
-    """Between 24 and 56 samples, twice. A few have more ballast than one piece of healing, and a few measure."""
+def job(rng: random.Random, epochs: int = 2) -> Job:
+    """Between 24 and 56 samples, ``epochs`` times. A few have more ballast than a piece of healing; a few measure."""
     draw = torch.Generator().manual_seed(rng.randrange(1 << 32))
     samples, first, second = rng.randint(24, 56), rng.randint(3, 7), rng.randint(3, 7)
     pulls = 0.2 + 0.6 * torch.rand(samples, generator=draw, dtype=torch.float64)
@@ -81,7 +80,7 @@ def job(rng: random.Random) -> Job:
         pulled=pulls[:, None] * targets,
         sizes=(first, second),
         batch_size=rng.randint(2, 4),
-        epochs=2,
+        epochs=epochs,
         ballast=5 << 18 if rng.random() < 0.04 else 0,
         measures=rng.random() < 0.02,
         numbers=rng.random() / 2,
@@ -89,13 +88,29 @@ def job(rng: random.Random) -> Job:
     )
 
 
+def samples(ranges: Ranges) -> list[int]:
+    return [i for start, stop in ranges for i in range(start, stop)]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What ``uid`` trained of one batch, and how often its mean gradient counts."""
+
+    uid: int
+    epoch: int
+    ranges: Ranges
+    share: float
+
+
 @dataclass(frozen=True)
 class Commit:
-    """One step as somebody applied it: what was trained in it, by whom, and the weights after it."""
+    """One step as somebody applied it: what was trained in it, by whom, and the weights after it.
+
+    ``momentum``: of the optimizer that all have alike.
+    """
 
     before: str
-    epoch: int
-    trained: Ranges
+    parts: tuple[Part, ...]
     contributors: tuple[int, ...]
     weights: Tensor
     momentum: Tensor
@@ -110,14 +125,13 @@ class Record:
 
     def begin(self, weights: Tensor) -> str:
         """The root: nothing is trained, all have these weights."""
-        return self._note(Commit("", 0, (), (), weights.clone(), torch.zeros_like(weights)))
+        return self._note(Commit("", (), (), weights.clone(), torch.zeros_like(weights)))
 
     def commit(
-        self, before: str, deal: Deal, ranks: list[int], who: tuple[int, ...], weights: Tensor, momentum: Tensor
+        self, before: str, parts: tuple[Part, ...], who: tuple[int, ...], weights: Tensor, momentum: Tensor
     ) -> str:
-        """The first step of ``deal``, as trained by these ranks, which are the uids ``who``."""
-        trained = deal.parts(0, ranks)
-        return self._note(Commit(before, deal.epoch, trained, tuple(sorted(who)), weights.clone(), momentum.clone()))
+        """A step from place ``before``, made of these parts, each agent's in its order, by the uids ``who``."""
+        return self._note(Commit(before, parts, tuple(sorted(who)), weights.clone(), momentum.clone()))
 
     def check_healed(self, place: str, weights: Tensor, momentum: Tensor) -> None:
         found = self._commits.get(place)
@@ -137,23 +151,44 @@ class Record:
             place = self._commits[place].before
         return found[::-1]
 
-    def replay(self, place: str) -> float:
+    def replay(self, place: str, strategy: Strategy) -> float:
         """How far one process that trains the same samples ends from there, relative to the weights."""
         root, *steps = (self._commits[p] for p in self.way(place))
-        weights, momentum = root.weights.clone(), torch.zeros_like(root.weights)
-        for step in steps:
-            momentum.mul_(MOMENTUM).add_(self._job.gradient(weights, step.trained))
-            weights.add_(momentum, alpha=-RATE)
+        apply = self._whole_batches if strategy.signal == "gradient" else self._windows
+        weights = apply(root.weights.clone(), steps, strategy)
         found = self._commits[place].weights
         return float((found - weights).abs().max() / weights.abs().max())
+
+    def _whole_batches(self, weights: Tensor, steps: list[Commit], strategy: Strategy) -> Tensor:
+        momentum = torch.zeros_like(weights)
+        for step in steps:
+            picked = [sample for part in step.parts for sample in samples(part.ranges)]
+            momentum.mul_(MOMENTUM).add_(self._job.gradient(weights, picked))
+            weights.add_(momentum, alpha=-RATE)
+        return weights
+
+    def _windows(self, weights: Tensor, steps: list[Commit], strategy: Strategy) -> Tensor:
+        """Everybody's window, one after another, from the same weights; then the outer step of their mean drift."""
+        outer = strategy.outer.init(weights)
+        for step in steps:
+            drifts = [weights - self._trained(weights.clone(), uid, step.parts) for uid in step.contributors]
+            mean = torch.stack(drifts).mean(0) if drifts else torch.zeros_like(weights)
+            move, outer = strategy.outer.update(mean, outer)
+            weights = weights - move
+        return weights
+
+    def _trained(self, weights: Tensor, uid: int, parts: tuple[Part, ...]) -> Tensor:
+        for part in parts:
+            if part.uid == uid:
+                weights.sub_(self._job.gradient(weights, samples(part.ranges)), alpha=RATE * part.share)
+        return weights
 
     def check_samples(self, place: str) -> None:
         """Every sample exactly once in each epoch."""
         times: dict[tuple[int, int], int] = {}
-        for step in (self._commits[p] for p in self.way(place)):
-            for start, stop in step.trained:
-                for sample in range(start, stop):
-                    times[step.epoch, sample] = times.get((step.epoch, sample), 0) + 1
+        for part in (part for p in self.way(place) for part in self._commits[p].parts):
+            for sample in samples(part.ranges):
+                times[part.epoch, sample] = times.get((part.epoch, sample), 0) + 1
         wanted = {(epoch, sample): 1 for epoch in range(self._job.epochs) for sample in range(self._job.samples)}
         if times != wanted:
             odd = sorted(key for key in times.keys() | wanted.keys() if times.get(key) != wanted.get(key))
@@ -162,7 +197,7 @@ class Record:
 
     def _note(self, commit: Commit) -> str:
         digest = hashlib.blake2s(digest_size=12)
-        digest.update(repr((commit.before, commit.epoch, commit.trained, commit.contributors)).encode())
+        digest.update(repr((commit.before, commit.parts, commit.contributors)).encode())
         digest.update(commit.weights.numpy().tobytes())
         digest.update(commit.momentum.numpy().tobytes())
         place = digest.hexdigest()

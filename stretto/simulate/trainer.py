@@ -1,31 +1,31 @@
 """The trainer of a simulated agent: what a script and :mod:`stretto.agent` do, as one coroutine.
 
-It prepares (all compare what they brought, take the first one's weights, compare those), then trains batch after
-batch by the real ledger, in buckets like the real ones. While it waits for an exchange it gives its state to newcomers,
-or takes over the state of others, and at no other time.
+It prepares (all compare what they brought, take the first one's weights, compare those), then trains by the real
+ledger, in buckets like the real ones. While it waits for an exchange it gives its state to newcomers, or takes over
+the state of others, and at no other time. What it exchanges, and when, is its kind's.
 """
 
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-import msgspec
 import torch
 from torch import Tensor
 
 from stretto import state
+from stretto.core import Strategy
 from stretto.errors import StrettoError
-from stretto.ledger import Deal, Ledger, deal
 from stretto.links.loop import Waiter
 from stretto.session import Closing, Order
 from stretto.session.rounds import What
 from stretto.simulate.promises import Broken
-from stretto.simulate.task import MOMENTUM, RATE, Job, Record
+from stretto.simulate.task import Job, Record
 
-GRADIENTS, NUMBERS = 0, 1
+BUCKETS, NUMBERS = 0, 1
 
 
 class Process(Protocol):
@@ -40,32 +40,27 @@ class Process(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """The batch under way: how it was dealt, to whom, and which of them we are."""
-
-    deal: Deal
-    uids: tuple[int, ...]
-    rank: int
-
-
-class Trainer:
+class Trainer(ABC):
     """``uids``: the members, as of the last round; ``place``: where the record has this state."""
 
     def __init__(
-        self, process: Process, job: Job, record: Record, uids: tuple[int, ...], seed: int, pace: float
+        self,
+        process: Process,
+        strategy: Strategy,
+        job: Job,
+        record: Record,
+        uids: tuple[int, ...],
+        seed: int,
+        pace: float,
     ) -> None:
-        self._process, self._job, self._record = process, job, record
+        self._process, self._strategy, self._job, self._record = process, strategy, job, record
         self._random = random.Random(seed)
         self._pace = pace
         self.rank = uids.index(process.uid) if process.uid in uids else 0
         self.uids = uids
         self.place = ""
-        self.ledger = Ledger.begin(job.samples, shuffle=False)
         self.ended = self.leaving = False
-        self._draw()
-        weights = torch.rand(sum(job.sizes), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        self.weights, self.momentum = weights, torch.zeros_like(weights)
+        self.weights = torch.rand(sum(job.sizes), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         self._ballast = torch.zeros(job.ballast, dtype=torch.uint8)
         self._buckets = [torch.zeros(n + 1, dtype=torch.float64) for n in job.sizes]
         self._memory: Tensor | None = None
@@ -83,16 +78,20 @@ class Trainer:
             hears.complete()
 
     async def train(self) -> None:
+        """From the beginning to the end, or until it is to leave."""
         await self._prepare()
-        while self.ledger.epoch < self._job.epochs and not self.leaving:
-            if not self._job.late:
-                self._draw()
-            if self._job.counts(self.ledger.steps):
-                await self._mean_of_number()
-            if self._job.late:
-                self._draw()
-            await self._step()
+        await self._train()
         self.ended = True
+
+    @abstractmethod
+    async def _train(self) -> None: ...
+    @abstractmethod
+    def _shared(self) -> dict[str, Any]:
+        """What all have alike, in plain values."""
+
+    @abstractmethod
+    def _adopt(self, tree: dict[str, Any]) -> None:
+        """Become what another one's :meth:`_shared` says."""
 
     async def _prepare(self) -> None:
         await self._agree("the models", "model of two buckets", brings=True)
@@ -117,38 +116,28 @@ class Trainer:
         x[0] = 1.0
         await self._one("mean", x, group=NUMBERS)
 
-    def _draw(self) -> None:
-        self._drawn = Drawn(deal(self.ledger, (1,) * len(self.uids), self._job.batch_size), self.uids, self.rank)
-
-    async def _step(self) -> None:
-        dealt, rank = self._drawn.deal, self._drawn.rank
-        share = dealt.share(0, rank)
-        gradient = self._job.gradient(self.weights, dealt.part(0, rank))
+    async def _exchange(self, pieces: Sequence[Tensor], weight: float, pause: float) -> Closing:
+        """Give these to the mean, ``weight`` times, with pauses between them; :meth:`_means` has what comes back."""
         orders = []
-        for number, (bucket, piece) in enumerate(zip(self._buckets, gradient.split(self._job.sizes), strict=True)):
-            await self._process.sleep(self._pace * self._random.random())
-            torch.mul(piece, share, out=bucket[:-1])
-            bucket[-1] = share
-            orders.append(self._order("mean", bucket, group=GRADIENTS, bucket=number, of=2, fence=True))
-        closings = [await self._wait(order) for order in orders]
-        closing = closings[-1]
+        for number, (bucket, piece) in enumerate(zip(self._buckets, pieces, strict=True)):
+            await self._process.sleep(pause * self._random.random())
+            torch.mul(piece, weight, out=bucket[:-1])
+            bucket[-1] = weight
+            orders.append(self._order("mean", bucket, group=BUCKETS, bucket=number, of=2, fence=True))
+        closing = [await self._wait(order) for order in orders][-1]
         assert closing is not None
-        self._apply(closing)
+        return closing
 
-    def _apply(self, closing: Closing) -> None:
-        whole = closing.whole
-        means = [bucket[:-1] if whole else bucket[:-1] / (float(bucket[-1]) or 1.0) for bucket in self._buckets]
-        self.momentum.mul_(MOMENTUM).add_(torch.cat(means))
-        self.weights.add_(self.momentum, alpha=-RATE)
-        dealt, uids = self._drawn.deal, self._drawn.uids
-        ranks = [r for r, uid in enumerate(uids) if uid in closing.contributors]
-        self.ledger = self.ledger.commit(dealt, 0, ranks)
-        contributors = tuple(uids[r] for r in ranks)
-        self.place = self._record.commit(self.place, dealt, ranks, contributors, self.weights, self.momentum)
+    def _means(self, closing: Closing) -> list[Tensor]:
+        """Of those who took part."""
+        return [bucket[:-1] if closing.whole else bucket[:-1] / (float(bucket[-1]) or 1.0) for bucket in self._buckets]
+
+    def _applied(self, closing: Closing, place: str) -> None:
+        self.place = place
         if not self.weights.isfinite().all():
             raise Broken(f"the weights are {self.weights.tolist()}")
         self._move(closing)
-        self._process.stepped(closing.round, self.place)
+        self._process.stepped(closing.round, place)
 
     def _move(self, closing: Closing | None) -> None:
         if closing is not None and closing.epoch is not None:
@@ -199,22 +188,10 @@ class Trainer:
     def _tree(self) -> dict[str, Any]:
         if not self.place:
             raise Broken("an agent that was never healed gives its state to others")
-        return {
-            "weights": self.weights,
-            "momentum": self.momentum,
-            "ballast": self._ballast,
-            "uids": list(self._drawn.uids),
-            "ledger": msgspec.json.encode(self.ledger).decode(),
-            "place": self.place,
-        }
+        return self._shared() | {"ballast": self._ballast, "place": self.place}
 
     def _take_over(self) -> None:
         assert self._memory is not None
-        tree = state.unpack(self._memory)
-        self.weights.copy_(tree["weights"])
-        self.momentum.copy_(tree["momentum"])
-        self.ledger = msgspec.json.decode(tree["ledger"], type=Ledger)
-        uids = tuple(tree["uids"])
-        self._drawn = Drawn(deal(self.ledger, (1,) * len(uids), self._job.batch_size), uids, 0)
+        tree = state.unpack(self._memory.clone())
         self.place = tree["place"]
-        self._record.check_healed(self.place, self.weights, self.momentum)
+        self._adopt(tree)

@@ -44,7 +44,7 @@ class World:
         self.slow = rng.random() < 0.25
         self.promises = Promises()
         self.control, self.exchanges = Control(self), Data(self, self.clock)
-        self.job = job(rng)
+        self.job = job(rng, 2 if strategy.signal == "gradient" else 3)
         self.record = Record(self.job)
         self.agents: list[Agent] = []
         self.by_uid: dict[int, Agent] = {}
@@ -210,7 +210,7 @@ class World:
             raise Broken(f"{', '.join(map(str, ended))} have ended with different weights")
         (place,) = places
         self.record.check_samples(place)
-        off = self.record.replay(place)
+        off = self.record.replay(place, self.strategy)
         if self.strategy.codec == Identity() and not off <= EXACT:
             raise Broken(f"the weights are {off:.1e} from those of one process that trains the same")
         self._judge_leavers(self.record.way(place))
