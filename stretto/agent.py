@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -31,21 +30,12 @@ from stretto.data import Shard
 from stretto.drifts import Drifts
 from stretto.errors import UsageError
 from stretto.gradients import Gradients
+from stretto.holdings import Holdings
 from stretto.ledger import shares_of
 from stretto.loose import Loose
 from stretto.pace import Pace
-from stretto.preparing import (
-    Stateful,
-    alike,
-    alike_part,
-    check,
-    check_native,
-    describe,
-    digest,
-    is_native,
-    named,
-    spread,
-)
+from stretto.preparing import check, check_native, describe, is_native, named, spread
+from stretto.report import Report
 from stretto.saving import EVERY, Saver
 from stretto.session import Closing, epoch_of
 from stretto.text import coerce
@@ -57,29 +47,6 @@ _FINEST = 16
 _MODELS: Final = "the models given to prepare()"
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What an agent has counted so far.
-
-    ``bytes_*`` went through its connections, frames and all (an average in shared memory moves none); ``wire_*`` add
-    TCP/IP and Ethernet headers and retransmissions as the kernel counts them (0 on Unix sockets). ``waiting``: seconds
-    for which the trainer stood still for an exchange; ``courier_cpu``: CPU seconds of the process beside it, and
-    ``codec_cpu`` those of them that its codecs took. They made ``coded`` bytes of ``dense`` ones.
-    """
-
-    bytes_sent: int
-    bytes_received: int
-    wire_sent: int
-    wire_received: int
-    connections: int
-    waiting: float
-    seconds: float
-    courier_cpu: float
-    codec_cpu: float
-    dense: int
-    coded: int
-
-
 class Agent:
     """One agent of a run; alone when ``place`` is None.
 
@@ -89,7 +56,6 @@ class Agent:
         label: its number in the launch, which a restart keeps.
         rank, size, epoch: which of how many it is now, and who the others are. They change, between two steps, when
             agents come and go; while it waits to be let in it counts as a member.
-        steps: steps of the run, trained by whomever.
     """
 
     def __init__(
@@ -98,24 +64,19 @@ class Agent:
         """``left()`` is called when it has left."""
         self._left = left
         self._saver, self._begun = saver, False
-        self._network = Network()
+        self._holds = Holdings()
         self.link = place.link if place else "none"
         self.label = place.seat.label if place else 0
         self.epoch = epoch_of(place.view) if place else Epoch(0, (Member(0, "here", 0, ()),))
         uid = place.seat.uid if place else self.epoch.uids[0]
         self.rank = self.epoch.uids.index(uid) if uid in self.epoch.uids else 0
         self.size = self.epoch.size
-        self.steps = 0
         self.trace = Trace(place.trace if place else None, self.label)
         self.trace.event("join", epoch=self.epoch.number, agents=self.size, hosts=self.epoch.hosts, link=self.link)
         self._courier = Courier(place) if place else None
         self._groups: list[Gradients | Drifts] = []
-        self._loose: Loose | None = None
         self._late = place is not None and uid not in self.epoch.uids
         self._turns: deque[Gradients] = deque()
-        self._models: list[nn.Module] = []
-        self._stateful: list[Stateful] = []
-        self._shards: list[Shard] = []
         self._paces: dict[int, Pace] = {}
         self._fence = True
         self._in_fence = False
@@ -146,12 +107,12 @@ class Agent:
         models = [o for o in objects if isinstance(o, nn.Module)]
         optimizers = [o for o in objects if isinstance(o, Optimizer)]
         chosen: Strategy = coerce(strategy, "strategy")
-        check(objects, buffers, prepared=self._models)
+        check(objects, buffers, prepared=self._holds.models)
         check_native(chosen, self.link, self.size)
-        self._models += models
+        self._holds.models += models
         if self._courier is not None:
             self._courier.agree(_MODELS, describe(models, optimizers, chosen, buffers), brings=True)
-            self._network = self._courier.measure()
+            self._holds.network = self._courier.measure()
             spread(models, self._courier.scratch, self._courier.broadcast)
             self._courier.agree("the weights after the first agent sent its own", self.digest())
         self._exchange_by(chosen, models, [o for o in objects if not isinstance(o, nn.Module)], buffers)
@@ -160,10 +121,10 @@ class Agent:
 
     def _exchange_by(self, chosen: Strategy, models: list[nn.Module], others: list[Any], buffers: BufferRule) -> None:
         """Another group of buckets: gradients, or the drift of weights."""
-        self._stateful += others
+        self._holds.stateful += others
         courier, group = self._courier, len(self._groups)
-        if self._loose is not None or (chosen.signal == "drift" and self._groups):
-            raise UsageError(f"{chosen}: agents that train by themselves prepare once: give prepare() all models at once")
+        if self._holds.loose is not None or (chosen.signal == "drift" and self._groups):
+            raise UsageError(f"{chosen}: agents that train by themselves prepare once: give it all models together")
         if courier is None and chosen.signal == "gradient":
             return
         options: dict[str, Any] = {
@@ -181,7 +142,7 @@ class Agent:
             drifts = Drifts(models, chosen.outer, **options)
             local = [o for o in others if isinstance(o, Optimizer | torch.amp.GradScaler)]
             self._groups.append(drifts)
-            self._loose = Loose(chosen.schedule, drifts, local, self._drawn, late=self._late)
+            self._holds.loose = Loose(chosen.schedule, drifts, local, lambda: self._holds.drawn, late=self._late)
         if courier is not None:
             native = courier.apart and is_native(chosen)
             courier.use(group, str(chosen), layouts(self._groups[-1].buckets, named(models)), native=native)
@@ -232,11 +193,11 @@ class Agent:
             shuffle=shuffle,
             on_batch=drawn,
             on_begin=self._begin_once,
-            on_draw=lambda end: self._loose.draw(end) if self._loose else None,
+            on_draw=lambda end: self._holds.loose.draw(end) if self._holds.loose else None,
             fenced=self._courier is not None,
             members=self.epoch.uids,
         )
-        self._shards.append(shard)
+        self._holds.shards.append(shard)
         if pace is not None:
             self._paces[id(shard)] = pace
         self._fence = False
@@ -279,25 +240,24 @@ class Agent:
         if name is None:
             return False
         shared, owns = self._saver.load(name, self.rank, self.size, self._tree())
-        self._become(shared)
+        self._holds.become(shared)
         if self._courier is not None:
-            self._courier.assume(self._network)
+            self._courier.assume(self._holds.network)
             self._courier.remember(state.packed([own["codecs"] for own in owns]), self.size / name.parts)
         if name.parts == self.size:
             rng.replay(owns[0]["random"])
-        if owns and self._loose is not None:
-            for part, found in zip(self._loose.local, owns[0]["local"], strict=True):
-                part.load_state_dict(found)
+        if owns:
+            self._holds.become_own(owns[0]["local"])
         self.trace.event("resume", step=self.steps, checkpoint=str(name), digest=self.digest())
         return True
 
     def _save(self) -> None:
         assert self._saver is not None
         if self._courier is None:
-            self.steps = max((shard.ledger.steps for shard in self._shards), default=0)
+            self._holds.steps = max((shard.ledger.steps for shard in self._holds.shards), default=0)
         own = {
             "codecs": state.unpack(self._courier.remembered()) if self._courier is not None else [],
-            "local": [part.state_dict() for part in self._loose.local] if self._loose is not None else [],
+            "local": self._holds.own(),
         }
         self._saver.save(self.steps, self.rank, self.size, self._tree(), own)
         self.trace.event("checkpoint", step=self.steps, part=self.rank, parts=self.size)
@@ -330,13 +290,18 @@ class Agent:
         return float(mean[0])
 
     @property
+    def steps(self) -> int:
+        """Steps of the run, trained by whomever."""
+        return self._holds.steps
+
+    @property
     def network(self) -> Network:
         """What the network between the agents was like when they began."""
-        return self._network
+        return self._holds.network
 
     def digest(self) -> str:
         """A hash of all prepared models' parameters and buffers: equal digests are equal bits."""
-        return digest(self._models)
+        return self._holds.digest()
 
     def report(self) -> Report:
         """Bytes and seconds so far."""
@@ -367,35 +332,12 @@ class Agent:
     def take_over(self, memory: Tensor) -> None:
         """Become what another agent's snapshot says."""
         tree = state.unpack(memory.clone())  # what loads it may keep views, and the memory is used again
-        self._become(tree, join=True)
+        self._holds.become(tree, join=True)
         if self._saver is not None and tree["run"]:
             self._saver.join(tree["run"])
 
-    def _become(self, tree: dict[str, Any], *, join: bool = False) -> None:
-        for model, found in zip(self._models, tree["models"], strict=True):
-            model.load_state_dict(found)
-        for part, found in zip(self._stateful, tree["stateful"], strict=True):
-            if found is not None:
-                part.load_state_dict(found)
-        self.steps = tree["steps"]
-        self._network = Network(*tree["network"])
-        for shard, found in zip(self._shards, tree["shards"], strict=False):
-            shard.adopt(found, join=join)
-        if self._loose is not None:
-            self._loose.adopt(tree["outers"])
-
     def _tree(self) -> dict[str, Any]:
-        """What all have alike."""
-        drifts, local = (self._loose.drifts, self._loose.local) if self._loose else (None, [])
-        return {
-            "models": [alike(model, drifts.shared() if drifts else {}) for model in self._models],
-            "stateful": [alike_part(part, part in local) for part in self._stateful],
-            "outers": drifts.state() if drifts else [],
-            "steps": self.steps,
-            "network": [self._network.delay, self._network.rate],
-            "run": self._saver.run if self._saver is not None else "",
-            "shards": [shard.state() for shard in self._shards],
-        }
+        return self._holds.tree(self._saver.run if self._saver is not None else "")
 
     def _closed(self, closing: Closing, wished: bool) -> None:
         """A backward's round has ended: its samples are trained, by those who took part."""
@@ -404,13 +346,13 @@ class Agent:
         if wished and self._saver is not None:
             self._saver.wanted = True
         if self._in_fence:
-            before = [shard.ledger.epoch for shard in self._shards]
-            for shard in self._shards:
+            holds = self._holds
+            before = [shard.ledger.epoch for shard in holds.shards]
+            for shard in holds.shards:
                 shard.committed(closing.contributors)
-            now = self._drawn()
-            self.steps = now if self._loose is not None and now is not None else self.steps + 1
+            holds.steps = holds.drawn if holds.loose and holds.drawn is not None else holds.steps + 1
             self.moved(closing)
-            for shard, epoch in zip(self._shards, before, strict=True):
+            for shard, epoch in zip(holds.shards, before, strict=True):
                 if shard.ledger.epoch > epoch and id(shard) in self._paces:
                     self._balance(shard, self._paces[id(shard)])
             return
@@ -435,18 +377,14 @@ class Agent:
         if closing.epoch is None:
             return
         self.epoch, self.rank, self.size = closing.epoch, closing.rank, closing.epoch.size
-        for shard in self._shards:
+        for shard in self._holds.shards:
             shard.enter(None, self.rank, self.size, members=self.epoch.uids)
         self._settle_in()
 
-    def _drawn(self) -> int | None:
-        """Batches that all have drawn so far; None where nothing is dealt."""
-        return self._shards[0].drawn if self._shards else None
-
     def synchronise(self) -> None:
         """Exchange now what the strategy would exchange later. All agents call it, after the same batch."""
-        if self._loose is not None:
-            self._loose.synchronise()
+        if self._holds.loose is not None:
+            self._holds.loose.synchronise()
 
     def _settle_in(self) -> None:
         """All members of an epoch do this first."""
@@ -486,7 +424,7 @@ class Agent:
         def send(bucket: int, of: int, x: Tensor, mean: Tensor) -> Wait:
             assert self._courier is not None
             if bucket == 0:
-                self._in_fence, self._fence = fence or self._fence, not self._shards
+                self._in_fence, self._fence = fence or self._fence, not self._holds.shards
             return self._courier.mean(group, x, mean, bucket=bucket, of=of, fence=self._in_fence)
 
         return send

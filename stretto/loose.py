@@ -2,8 +2,8 @@
 
 Theory of operation. All agents draw the same number of batches, and count them: who comes later takes the others'
 count. An exchange is due after the optimizer's step of such a batch. Where that step did not come (a scaler skipped
-it), the exchange comes before the next batch is drawn. Without a shard steps are counted instead. What was trained after the
-last exchange is exchanged when no batch is left, or when the script asks.
+it), the exchange comes before the next batch is drawn. Without a shard steps are counted instead. What was trained
+after the last exchange is exchanged when no batch is left, or when the script asks.
 """
 
 from __future__ import annotations

@@ -198,6 +198,9 @@ class Alone:
     label, rank, size, steps = 0, 0, 1, 0
     network = Network()
 
+    def synchronise(self) -> None:
+        pass
+
     def prepare(self, model: Any, *optimizers: Any, strategy: Any = "allreduce") -> tuple[Any, ...]:
         return (model, *optimizers)
 
