@@ -406,10 +406,10 @@ class Agent:
             self._saver.wanted = True
         if self._in_fence:
             before = [shard.ledger.epoch for shard in self._shards]
-            for shard in self._shards:
-                shard.committed(closing.contributors)
             now = self._drawn()
             self.steps = now if self._loose is not None and now is not None else self.steps + 1
+            for shard in self._shards:
+                shard.committed(closing.contributors)
             self.moved(closing)
             for shard, epoch in zip(self._shards, before, strict=True):
                 if shard.ledger.epoch > epoch and id(shard) in self._paces:
