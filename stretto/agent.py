@@ -124,12 +124,12 @@ class Agent:
         self._holds.stateful += others
         courier, group = self._courier, len(self._groups)
         if self._holds.loose is not None or (chosen.signal == "drift" and self._groups):
-            raise UsageError(f"{chosen}: agents that train by themselves prepare once: give it all models together")
+            raise UsageError(f"{chosen}: agents that train by themselves prepare once: give prepare() all at once")
         if courier is None and chosen.signal == "gradient":
             return
         options: dict[str, Any] = {
             "allocate": courier.allocate if courier else lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8),
-            "send": self._sender(group, fence=chosen.signal == "drift") if courier else _nowhere,
+            "send": self._sender(group, fence=chosen.signal == "drift") if courier else self._alone,
             "closed": self._closed,
             "wishes": lambda: self._saver is not None and self.rank == 0 and self._saver.due(),
             "leads": lambda: self.rank == 0,
@@ -179,7 +179,8 @@ class Agent:
             self.weigh(share)
             if pace is not None and self._courier is not None:
                 pace.drawn(share, self._courier.waited)
-            if self._saver is not None and (self._saver.wanted or (self._courier is None and self._saver.due())):
+            by_clock = self._courier is None and self._holds.loose is None
+            if self._saver is not None and (self._saver.wanted or (by_clock and self._saver.due())):
                 self._save()
 
         shard = Shard(
@@ -194,7 +195,7 @@ class Agent:
             on_batch=drawn,
             on_begin=self._begin_once,
             on_draw=lambda end: self._holds.loose.draw(end) if self._holds.loose else None,
-            fenced=self._courier is not None,
+            fenced=self._courier is not None or self._holds.loose is not None,
             members=self.epoch.uids,
         )
         self._holds.shards.append(shard)
@@ -348,9 +349,9 @@ class Agent:
         if self._in_fence:
             holds = self._holds
             before = [shard.ledger.epoch for shard in holds.shards]
+            holds.steps = holds.drawn if holds.loose and holds.drawn is not None else holds.steps + 1
             for shard in holds.shards:
                 shard.committed(closing.contributors)
-            holds.steps = holds.drawn if holds.loose and holds.drawn is not None else holds.steps + 1
             self.moved(closing)
             for shard, epoch in zip(holds.shards, before, strict=True):
                 if shard.ledger.epoch > epoch and id(shard) in self._paces:
@@ -429,10 +430,10 @@ class Agent:
 
         return send
 
-
-def _nowhere(bucket: int, of: int, x: Tensor, mean: Tensor) -> Wait:
-    """Alone, everybody's mean is one's own."""
-    return lambda: None
+    def _alone(self, bucket: int, of: int, x: Tensor, mean: Tensor) -> Wait:
+        """Everybody's mean is one's own."""
+        self._in_fence = True
+        return lambda: Closing(0, self.epoch.uids)
 
 
 def _say(text: str) -> None:

@@ -4,6 +4,9 @@ Theory of operation. All agents draw the same number of batches, and count them:
 count. An exchange is due after the optimizer's step of such a batch. Where that step did not come (a scaler skipped
 it), the exchange comes before the next batch is drawn. Without a shard steps are counted instead. What was trained
 after the last exchange is exchanged when no batch is left, or when the script asks.
+
+A newcomer exchanges after its first step, as the others after theirs: schedulers move on after it, at all alike. What
+it trained before that is of no account.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ class Loose:
 
     Args:
         drawn: batches drawn so far, by all alike; None where nothing is dealt.
-        late: we are new: begin with an exchange, which gives us what the others have.
+        late: we are new: our first step ends with an exchange, which gives us what the others have.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class Loose:
 
     def draw(self, end: bool) -> None:
         """A batch is about to be handed out, or, at the ``end``, there is none."""
-        if self._late or self._due() or end:
+        if self._due() or end:
             self.synchronise()
 
     def synchronise(self) -> None:
@@ -59,7 +62,7 @@ class Loose:
 
     def _due(self) -> bool:
         number = self._number()
-        return number > self._done and self._schedule.due(number - 1)
+        return number > self._done and (self._late or self._schedule.due(number - 1))
 
     def _number(self) -> int:
         drawn = self._drawn()

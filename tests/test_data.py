@@ -176,7 +176,7 @@ class Team:
         for uid in itertools.islice(self._unused, new):
             newcomer = self._start(0, [uid])
             next(newcomer[1])
-            newcomer[0].adopt(state)
+            newcomer[0].adopt(state, join=True)
             self.members.append(newcomer)
             self.uids.append(uid)
         for rank, (shard, _) in enumerate(self.members):
@@ -290,7 +290,7 @@ def test_a_newcomer_adopts_what_is_pending_at_the_others() -> None:
     newcomer = Shard(torch.arange(14), 2, members=(comes,), fenced=True, shuffle=False)
     batches, own = iter(shard), iter(newcomer)
     next(batches), next(own)
-    newcomer.adopt(json.loads(json.dumps(shard.state())))
+    newcomer.adopt(json.loads(json.dumps(shard.state())), join=True)
     for rank, s in enumerate((shard, newcomer)):
         s.enter(None, rank, 2, members=(stay, comes))
         s.committed([stay, comes])
@@ -384,7 +384,7 @@ def test_all_agents_see_the_same_samples_advance() -> None:
     next(batches), next(own)
     assert shard.advanced == (4, 4)
     next(batches)
-    newcomer.adopt(shard.state())
+    newcomer.adopt(shard.state(), join=True)
     shard.committed(), newcomer.committed()
     assert shard.advanced == newcomer.advanced == (4, 12)
 

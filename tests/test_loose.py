@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import agents
+from processes import Died, Run, agents, running
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,6 +21,7 @@ from stretto.agent import Agent
 
 pytestmark = pytest.mark.network
 SAMPLES, FEATURES, CLASSES, BATCH = 61, 12, 5, 4
+KILLED = Died(signal=signal.SIGKILL)
 every_link = pytest.mark.parametrize("link", ["tcp", "shm"])
 
 
@@ -92,12 +98,205 @@ def test_all_end_alike_and_every_sample_is_trained_once(strategy: str, link: str
     assert all("exactly once" in life["proof"] for life in lives)
 
 
-@pytest.mark.parametrize("strategy", ["local_sgd(4, topology=ring)", "diloco(3, codec=feedback(topk(0.1)))"])
-def test_what_goes_on_from_a_checkpoint_goes_on_bit_for_bit(strategy: str, tmp_path: Path) -> None:
+# Checkpoints
+
+
+@pytest.mark.parametrize("size", [3, 1])
+@pytest.mark.parametrize(
+    ("strategy", "steps"),
+    [
+        ("local_sgd(4, topology=ring)", 8),
+        ("local_sgd(1)", 3),
+        ("diloco(3)", 6),
+        ("diloco(3, codec=feedback(topk(0.1)))", 6),
+        ("post_local_sgd(3, 4)", 7),
+    ],
+)
+def test_what_goes_on_from_a_checkpoint_goes_on_bit_for_bit(
+    strategy: str, steps: int, size: int, tmp_path: Path
+) -> None:
+    """Weights, outer momentum, every agent's own momentum, and what its codec held back."""
     place = str(tmp_path / "saved")
-    agents(3, train, strategy, 0.9, place, 5)
-    lives = agents(3, train, strategy, 0.9, place)
-    assert all(life["resumed"] for life in lives)
-    whole = agents(3, train, strategy, 0.9)
+    agents(size, train, strategy, 0.9, place, steps)
+    lives = agents(size, train, strategy, 0.9, place)
+    whole = agents(size, train, strategy, 0.9)
+    assert all(life.pop("resumed") for life in lives) and not any(life.pop("resumed") for life in whole)
+    assert lives == whole
+
+
+def end_early(agent: Agent, strategy: str, place: str, every: float, *, failed: bool) -> None:
+    """Seven batches; who has ``failed`` saves nothing when it goes."""
+    net = model()
+    net, optimizer = agent.prepare(net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), strategy=strategy)
+    shard = agent.shard(data(), BATCH, epochs=2, seed=3)
+    agent.checkpoint(place, every)
+    for x, y in itertools.islice(shard, 7):
+        functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if failed:
+        assert agent._saver is not None
+        agent._saver.close()  # what is under way is written
+        raise RuntimeError("the run is over")
+
+
+@pytest.mark.parametrize("size", [3, 1])
+@pytest.mark.parametrize("strategy", ["local_sgd(1)", "local_sgd(4)"])
+def test_a_run_that_failed_within_a_window_goes_on_from_an_exchange_before_it(
+    strategy: str, size: int, tmp_path: Path
+) -> None:
+    place = str(tmp_path / "saved")
+    agents(size, partial(end_early, failed=True), strategy, place, 0.0, keep_errors=True)
+    lives = agents(size, train, strategy, 0.9, place)
+    whole = agents(size, train, strategy, 0.9)
+    assert all(life.pop("resumed") for life in lives) and not any(life.pop("resumed") for life in whole)
+    assert lives == whole
+
+
+@pytest.mark.parametrize("size", [3, 1])
+def test_who_leaves_within_a_window_has_not_trained_it(size: int, tmp_path: Path) -> None:
+    place = str(tmp_path / "saved")
+    agents(size, partial(end_early, failed=False), "local_sgd(4)", place, 1000.0)
+    lives = agents(size, train, "local_sgd(4)", 0.9, place)
+    assert all(life["resumed"] and "exactly once in each of 2 epochs" in life["proof"] for life in lives)
     assert len({life["digest"] for life in lives}) == 1
-    assert all("exactly once" in life["proof"] for life in lives) and lives[0]["steps"] == whole[0]["steps"]
+
+
+# Deaths
+
+
+def finish(agent: Agent, life: int, strategy: str, dies: int) -> dict[str, Any]:
+    """Two epochs. Agent 1 dies, in its first life, after batch ``dies``."""
+    net = model()
+    net, optimizer = agent.prepare(net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), strategy=strategy)
+    shard = agent.shard((*data(), torch.arange(SAMPLES)), BATCH, epochs=2, seed=3)
+    for x, y, numbers in shard:
+        agent.trace.event("drawn", at=shard.drawn, samples=numbers.tolist())
+        functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if (agent.label, life, shard.drawn) == (1, 0, dies):
+            os.kill(0, signal.SIGKILL)
+    return {"digest": agent.digest(), "proof": shard.proof(), "labels": list(agent.epoch.labels)}
+
+
+def drawn(run: Run, *labels: int, since: int = 1) -> Counter[int]:
+    """How often they drew every sample, from batch ``since`` on."""
+    events = [event for label in labels for event in run.lives[label].events("drawn")]
+    return Counter(sample for event in events if event["at"] >= since for sample in event["samples"])
+
+
+@every_link
+@pytest.mark.parametrize("strategy", ["local_sgd(5)", "diloco(5)", "post_local_sgd(5, 5)"])
+@pytest.mark.parametrize("dies", [7, 12])
+def test_a_death_costs_what_the_dead_had_trained_since_the_last_exchange(
+    strategy: str, dies: int, link: str, tmp_path: Path
+) -> None:
+    """Others train just that again, and nothing else; also where it died in the last window, with nothing left."""
+    with running(3, finish, strategy, dies, folder=tmp_path, link=link) as run:
+        ends = run.results()
+        lost = drawn(run, 1, since=dies - (dies - 1) % 5)
+        assert lost and drawn(run, 0, 1, 2) == Counter(list(range(SAMPLES)) * 2) + lost
+    assert ends.pop(1) == KILLED and ends[0] == ends[1]
+    assert f"{SAMPLES} samples, each exactly once in each of 2 epochs" in ends[0]["proof"]
+    assert ends[0]["labels"] == [0, 2]
+
+
+# They come again
+
+
+def stay(agent: Agent, life: int, stop: str, strategy: str) -> dict[str, Any]:
+    """Train until the file ``stop`` is there, with all that a script may have."""
+    torch.manual_seed(life + 10 * agent.label)
+    net = nn.Sequential(nn.BatchNorm1d(FEATURES, dtype=torch.float64), *model())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.999)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=3)
+    net, optimizer, scheduler, scaler = agent.prepare(net, optimizer, scheduler, scaler, strategy=strategy)
+    shard = agent.shard(data(), BATCH, epochs=100_000, seed=3)
+    for x, y in shard:
+        scaler.scale(functional.cross_entropy(net(x), y)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+        optimizer.zero_grad()
+        agent.trace.event("stepped", step=shard.drawn)
+        if agent.mean(float(Path(stop).exists())) > 0:
+            break
+        time.sleep(0.002)
+    agent.synchronise()
+    return {
+        "digest": agent.digest(),
+        "schedule": [scheduler.last_epoch, scheduler.get_last_lr()],
+        "ledger": shard.proof(),
+        "steps": agent.steps,
+        "labels": list(agent.epoch.labels),
+    }
+
+
+def alike(ends: list[Any], labels: list[int]) -> None:
+    assert all(isinstance(end, dict) for end in ends), ends
+    assert all(end == ends[0] for end in ends), ends
+    assert sorted(ends[0]["labels"]) == labels
+    assert "none twice" in ends[0]["ledger"] or "exactly once" in ends[0]["ledger"]
+
+
+def further(run: Run, label: int, steps: int) -> None:
+    """Wait until that life has come so many batches further."""
+    life = run.lives[label]
+    life.wait("stepped")
+    life.wait("stepped", step=life.events("stepped")[-1]["step"] + steps)
+
+
+every_strategy = pytest.mark.parametrize(
+    "strategy", ["local_sgd(5)", "diloco(5, codec=feedback(topk(0.1)))", "post_local_sgd(8, 5)"]
+)
+
+
+@every_link
+@every_strategy
+def test_one_started_again_is_given_what_all_share_and_enters_at_an_exchange(
+    strategy: str, link: str, tmp_path: Path
+) -> None:
+    stop = tmp_path / "stop"
+    with running(3, stay, str(stop), strategy, folder=tmp_path, link=link) as run:
+        run.lives[1].wait("stepped", step=12)
+        run.lives[1].signal(signal.SIGKILL)
+        run.lives[0].wait("view", labels=[0, 2])
+        run.start(1).wait("healed")
+        further(run, 3, 7)
+        stop.touch()
+        ends = run.results()
+    assert ends.pop(1) == KILLED
+    alike(ends, [0, 1, 2])
+
+
+@every_strategy
+def test_one_that_was_stopped_comes_back_with_what_all_share(strategy: str, tmp_path: Path) -> None:
+    """What it trained by itself since the last exchange is trained by others."""
+    stop = tmp_path / "stop"
+    with running(3, stay, str(stop), strategy, folder=tmp_path) as run:
+        run.lives[1].wait("stepped", step=12)
+        run.lives[1].signal(signal.SIGSTOP)
+        run.lives[0].wait("view", labels=[0, 2])
+        run.lives[1].signal(signal.SIGCONT)
+        run.lives[1].wait("healed")
+        further(run, 1, 7)
+        stop.touch()
+        alike(run.results(), [0, 1, 2])
+
+
+@every_link
+def test_the_coordinator_may_die_within_a_window_and_an_agent_after_it(link: str, tmp_path: Path) -> None:
+    stop = tmp_path / "stop"
+    with running(4, stay, str(stop), "diloco(5)", folder=tmp_path, link=link) as run:
+        run.lives[0].wait("stepped", step=7)
+        run.kill_coordinator()
+        run.lives[3].wait("view", number=2, labels=[0, 1, 2, 3])
+        run.lives[0].signal(signal.SIGKILL)
+        run.lives[3].wait("view", labels=[1, 2, 3])
+        further(run, 3, 7)
+        stop.touch()
+        ends = run.results()
+    assert ends[0] == KILLED
+    alike(ends[1:], [1, 2, 3])

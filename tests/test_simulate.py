@@ -22,6 +22,7 @@ from stretto.session import session
 from stretto.session.rounds import Parts
 from stretto.simulate import MIXES, Broken, Setting, examine, faults, play, schedule, storm, trace
 from stretto.simulate.clock import Clock
+from stretto.simulate.faults import Fault
 from stretto.simulate.lines import Line, Network
 from stretto.simulate.port import Port
 from stretto.simulate.task import Job, Part, Record, job, samples
@@ -268,6 +269,12 @@ def test_weights_that_nobody_healed_are_found_out(strategy: Strategy, monkeypatc
     monkeypatch.setattr(session.views, "parts", everybody)
     tally = examine(range(1, 5), strategy, Setting("deaths", 3, 4))
     assert any("from those of one process" in found.why for found in tally.breaks)
+
+
+def test_who_is_healed_in_the_moment_in_which_its_only_donor_dies_has_the_model() -> None:
+    """It had frozen, and reported that it is not healed, an instant before."""
+    struck = [Fault(0.188, "fall", (0,), pieces=1), Fault(0.567, "fall", (1,), pieces=4), Fault(0.589, "restart", (0,))]
+    assert play(426, parse("diloco(2)", "strategy"), 2, struck).outcome == "ended"
 
 
 def test_a_trace_tells_every_event() -> None:

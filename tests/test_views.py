@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from stretto.core import Network
 from stretto.membership.compose import first, following, nowhere
-from stretto.membership.effects import Deny, Dial, Effect, Timer
+from stretto.membership.effects import Deny, Dial, Effect, Send, Timer
 from stretto.membership.keeping import keep, kept
-from stretto.membership.messages import FOUNDER, Ballot, Report, Seat, View, Vote
+from stretto.membership.messages import FOUNDER, Ballot, Prepare, Report, Seat, View, Vote
 from stretto.membership.settle import Settlement, admits, entry, settle
 from stretto.membership.views import Views
 from stretto.membership.votes import accept, blank, bound, majority, promise
@@ -69,6 +69,18 @@ def test_without_the_model_there_is_no_next_view() -> None:
     base = first(nowhere(FOUNDERS, Network()), SEATS)
     unhealed = {1: replace(report(1, 3), healed=False)}
     assert following(base, unhealed, (), proposer=100, founder=True, why="") is None
+
+
+def test_who_is_healed_after_it_has_reported_says_so_to_whoever_asked() -> None:
+    """Its donors may all be gone: then it alone has the model, and training goes on from there."""
+    base = view(report(1, 5))
+    agent = Views.agent(SEATS[1], base, 1)
+    agent.begin(), agent.met(100)
+    agent.heard(100, Prepare(base, Ballot(1, 100)))
+    late = replace(report(2, 5), healed=False)
+    said = [agent.frozen(2, r) for r in (late, replace(late, healed=True), late)]
+    promises = [[e.message.report for e in effects if isinstance(e, Send)] for effects in said]
+    assert [[r.healed for r in reports if r is not None] for reports in promises] == [[False], [True], []]
 
 
 # Being alone.

@@ -18,6 +18,7 @@ from stretto.links.connect import Switchboard
 from stretto.links.loop import Loop
 from stretto.links.mesh import Mesh
 from stretto.links.tls import make_certificate
+from stretto.membership.messages import Report
 from stretto.session import Direct, epoch_of
 
 
@@ -26,6 +27,7 @@ class Ear(Protocol):
 
     def ready(self, brought: str) -> None: ...
     def fence(self, round: int) -> None: ...
+    def frozen(self, number: int, report: Report) -> None: ...
     def suspect(self, uid: int, why: str) -> None: ...
 
 
@@ -116,6 +118,9 @@ class Around:
 
     def at_fence(self, round: int) -> None:
         self.ear.fence(round)
+
+    def report_again(self, report: Report) -> None:
+        self.ear.frozen(self.mesh.epoch.number, report)
 
     def _give_up(self, uid: int, why: str) -> None:
         self.mesh.lose(uid, why)

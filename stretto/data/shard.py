@@ -10,8 +10,7 @@ New members never break into what is pending: they are remembered, and enter whe
 from elsewhere does: a newcomer's own batches are of no account, and are forgotten.
 
 Batches that nobody commits stay pending: they are committed with the next ones. If the pass ends before, they stay
-uncommitted, and the proof says what is missing. A pass begins with nothing pending: what was pending when a state was
-saved is handed out again.
+uncommitted, and the proof says what is missing. A pass begins with nothing pending.
 """
 
 from __future__ import annotations
@@ -182,10 +181,11 @@ class Shard:
         return msgspec.to_builtins(Standing(self.ledger, tuple(self._pending), terms.batch_size, terms.epochs))
 
     def adopt(self, state: Any, *, join: bool = False) -> None:
-        """Stand as another agent's shard does: what is pending there is pending here. Own batches are forgotten.
+        """Stand as another agent's shard does. Own batches are forgotten.
 
-        ``join``: we become one of those, so batch size and epochs are theirs, too. (Who resumes a run may ask for
-        others.) Our rank stays as it is: a newcomer's begins with :meth:`enter`.
+        ``join``: we become one of those, so what is pending there is pending here, and batch size and epochs are
+        theirs, too. (Who resumes a run may ask for others, and is handed out again what was pending.) Our rank stays
+        as it is: a newcomer's begins with :meth:`enter`.
 
         Raises:
             Disagreement: it is of other data.
@@ -197,7 +197,7 @@ class Shard:
             raise DataError(f"the state of a shard is damaged: {e}; take it from another agent or checkpoint") from e
         if join and standing.batch_size:
             self._terms = replace(self._terms, batch_size=standing.batch_size, epochs=standing.epochs)
-        self._become(standing)
+        self._become(standing if join else Standing(standing.ledger))
 
     def position(self) -> Position:
         return Position(self.ledger.epoch, self.ledger.steps, self.ledger.trained)

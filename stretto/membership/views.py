@@ -203,8 +203,10 @@ class Views(Helm):
         return self._done()
 
     def frozen(self, number: int, report: Report) -> list[Effect]:
-        """All exchanges of view ``number`` have ended; this is how far we came."""
-        if number == self.view.number and self._report is None:
+        """All exchanges of view ``number`` have ended; this is how far we came. Who is healed only then says it again:
+        maybe all that had the state are gone.
+        """
+        if number == self.view.number and (self._report is None or (report.healed and not self._report.healed)):
             self._report = replace(report, since=self._since)
             if self._proposal is not None:
                 self._note_own_report(self._proposal)

@@ -105,7 +105,9 @@ class Session:
         """The trainer has taken the state over."""
         self._healed = True
         self._around.event("healed", round=self._number, nbytes=self._healing.healed())
-        if not self._frozen:
+        if self._frozen:
+            self._around.report_again(self.freeze())
+        else:
             self._advance()
 
     def remembered(self) -> list[Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stretto.core import Epoch, Link, Network
 from stretto.errors import StrettoError
+from stretto.membership.messages import Report
 from stretto.session.rounds import Cancel, Closing, Direct
 
 Ended = Callable[[Any, BaseException | None], None]
@@ -29,6 +30,10 @@ class Surroundings(Protocol):
     def measured(self, network: Network) -> None: ...
     def ready(self, brought: str) -> None: ...
     def at_fence(self, round: int) -> None: ...
+    def report_again(self, report: Report) -> None:
+        """We are healed, after we had said that we are not."""
+        ...
+
     def missed(self, peer: int) -> None:
         """An exchange cannot end without that rank."""
         ...

@@ -30,7 +30,7 @@ from stretto.membership.effects import (
     Send,
     Timer,
 )
-from stretto.membership.messages import FOUNDER, Hello, Seat
+from stretto.membership.messages import FOUNDER, Hello, Report, Seat
 from stretto.session import Closing, Session
 from stretto.simulate.drifts import Drifts
 from stretto.simulate.gradients import Gradients
@@ -255,6 +255,10 @@ class Agent:
 
     def at_fence(self, round: int) -> None:
         self.tell("fence", round)
+
+    def report_again(self, report: Report) -> None:
+        self.world.promises.note_report(self.number, report)
+        self.tell("frozen", self.number, report)
 
     def missed(self, peer: int) -> None:
         uid = self.port.uids[peer] if peer >= 0 else 0

@@ -44,8 +44,6 @@ class Drifts(Trainer):
 
     async def _train(self) -> None:
         self._anchor = self.weights.clone()
-        if self._late:
-            await self._synchronise()
         batches = iter(self._shard)
         while self._left and not self.leaving:
             await self._count(now=self._job.late)
@@ -53,7 +51,7 @@ class Drifts(Trainer):
             await self._count(now=not self._job.late)
             await self._process.sleep(2 * self._pace * self._random.random())
             self.weights.sub_(self._job.gradient(self.weights, batch.tolist()), alpha=RATE * self._share)
-            if self._strategy.schedule.due(self._shard.drawn - 1) or not self._left:
+            if self._late or self._strategy.schedule.due(self._shard.drawn - 1) or not self._left:
                 await self._synchronise()
 
     @property
@@ -69,6 +67,7 @@ class Drifts(Trainer):
         self._share = share
 
     async def _synchronise(self) -> None:
+        self._late = False
         pieces = (self._anchor - self.weights).split(self._job.sizes)
         closing = await self._exchange(pieces, 1.0, self._pace / 2)
         moves = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from stretto.membership.messages import Report, View, Vote
@@ -21,11 +22,12 @@ class Promises:
     def __init__(self) -> None:
         self.decided: dict[int, View] = {}
         self.leavers: set[int] = set()
-        self._reports: dict[tuple[int, int], tuple[object, ...]] = {}
+        self._reports: defaultdict[tuple[int, int], set[tuple[object, ...]]] = defaultdict(set)
         self._accepted: dict[tuple[int, int], View] = {}
 
     def note_report(self, number: int, report: Report) -> None:
-        self._reports[number, report.uid] = _said(report)
+        """Who is healed only then reports twice."""
+        self._reports[number, report.uid].add(_said(report))
 
     def note_vote(self, vote: Vote | None) -> None:
         if vote is not None and vote.accepted is not None and vote.view is not None:
@@ -40,7 +42,7 @@ class Promises:
         if view.number == 1:
             return
         for report in view.reports:
-            if self._reports.get((view.number - 1, report.uid)) != _said(report):
+            if _said(report) not in self._reports[view.number - 1, report.uid]:
                 raise Broken(f"view {view.number} has a report that agent {report.uid} did not make")
         if view.number - 1 in self.decided:
             self._check_successor(self.decided[view.number - 1], view)
