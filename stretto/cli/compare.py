@@ -18,6 +18,7 @@ from stretto.errors import UsageError
 from stretto.strategies import allreduce
 from stretto.workloads.result import Result
 
+
 class Spread(msgspec.Struct, frozen=True):
     """The median of several runs, and their least and most."""
 

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from stretto.errors import UsageError
 
-
 _PAPER: Final = 120
 """Columns of tables where there is no terminal."""
 
