@@ -278,11 +278,21 @@ def coded(sent: int, codec_seconds: float, *, seconds: float = 1.0, ratio: int =
     [
         (0.003, 9000, 0.9, "costs 3 ms a step here and saves 8 ms at 8 Mbit/s: it pays (a step took 9 ms, and 10 ms w"),
         (0.009, 9000, 1.1, "saves 8 ms at 8 Mbit/s: slower than not compressing (a step took 11 ms, and 10 ms without"),
-        (0.003, 9000, 1.1, "saves 8 ms at 8 Mbit/s: by that it pays, but it was measured otherwise (a step took 11 ms"),
+        (0.003, 9000, 1.2, "saves 8 ms at 8 Mbit/s: by that it pays, but it was measured otherwise (a step took 12 ms"),
+        (0.009, 9000, 0.8, "saves 8 ms at 8 Mbit/s: by that it does not pay, but it was measured otherwise (a step to"),
+        (0.009, 9000, 0.95, "saves 8 ms at 8 Mbit/s: slower than not compressing (a step took 9.5 ms, and 10 ms witho"),
         (0.003, 0, 1.1, "saves nothing at 8 Mbit/s: slower than not compressing"),
         (0.003, None, 1.1, "costs 3 ms a step here and saves 9 ms at 8 Mbit/s: it pays"),
     ],
-    ids=["it pays", "it does not", "it should and does not", "nothing is sent without", "nobody ran without"],
+    ids=[
+        "it pays",
+        "it does not",
+        "it should and does not",
+        "it should not and does",
+        "noise",
+        "nothing is sent without",
+        "nobody ran without",
+    ],
 )
 def test_a_codec_is_told_whether_it_pays(cost: float, before: int | None, seconds: float, words: str) -> None:
     without = [] if before is None else coded(before, 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
@@ -17,6 +17,9 @@ from stretto.cli.live import view
 from stretto.errors import UsageError
 from stretto.strategies import allreduce
 from stretto.workloads.result import Result
+
+_NOISE: Final = 0.1
+"""Steps that differ by no more than this part contradict nothing."""
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -109,21 +112,22 @@ def verdict(results: Sequence[Result], ratio: float, without: Sequence[Result] =
     """Does a codec of this ratio pay, at the rate that the agents found their network to have?
 
     What would be sent without it, runs ``without`` it tell, and else its ratio. Those runs tell also how long a step
-    takes without it; where that says otherwise, both are said.
+    takes without it; where that clearly says otherwise, both are said.
     """
     cost, rate = statistics.median(_coding(results)), statistics.median(r.rate for r in results)
     sent = statistics.median(_sent(results))
     saved = ((statistics.median(_sent(without)) if without else ratio * sent) - sent) / rate
     saves = f"saves {_short(saved)}" if saved > 0 else "saves nothing"
     costs = f"this codec costs {_short(cost)} a step here and {saves} at {_rate(rate)}"
-    pays = "it pays" if saved > cost else "slower than not compressing"
+    pays = saved > cost
+    found = "it pays" if pays else "slower than not compressing"
     if not without:
-        return f"{costs}: {pays}"
+        return f"{costs}: {found}"
     took, before = _step(results), _step(without)
     measured = f"a step took {_short(took)}, and {_short(before)} without"
-    if (saved > cost) == (took < before):
-        return f"{costs}: {pays} ({measured})"
-    return f"{costs}: by that {pays}, but it was measured otherwise ({measured})"
+    if took > (1 + _NOISE) * before if pays else took < (1 - _NOISE) * before:
+        return f"{costs}: by that it {'pays' if pays else 'does not pay'}, but it was measured otherwise ({measured})"
+    return f"{costs}: {found} ({measured})"
 
 
 def _sent(results: Sequence[Result]) -> list[float]:
