@@ -44,12 +44,11 @@ class Session:
         self._carrier = Carrier(surroundings)
         self._view: View | None = None
         self._rank = 0
-        self._frozen = False
+        self._frozen = self._expected = self._held = False
         self._number = 1
         self._round: Round | None = None
         self._healed = True
         self._brought = hashlib.blake2s(digest_size=8)
-        self._expected = self._held = False
         self._labels: dict[int, int] = {}
         self._dealing = Dealing(me)
         self._refused: StrettoError | None = None
