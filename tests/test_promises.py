@@ -21,7 +21,8 @@ from processes import agents
 import stretto
 from stretto import workloads
 from stretto.agent import Agent
-from stretto.core import Member, Strategy
+from stretto.codecs import Int8
+from stretto.core import Like, Member, Strategy
 from stretto.errors import NetworkError, UsageError
 from stretto.links import connect
 from stretto.links.connect import Switchboard, listen_tcp
@@ -284,6 +285,21 @@ def sends_much(agent: Agent) -> tuple[int, int, int]:
     agent.mean(0.0)
     sent, received, interface = (b - a for a, b in zip(before, after, strict=True))
     return sent, received, interface
+
+
+def codes(agent: Agent) -> tuple[float, int, int]:
+    net = agent.prepare(torch.nn.Linear(300, 300), strategy="allreduce(topology=ring, codec=int8)")
+    for _ in range(3):
+        net(torch.ones(1, 300)).sum().backward()
+    report = agent.report()
+    return report.codec_cpu, report.dense, report.coded
+
+
+def test_what_codecs_cost_and_save_is_in_the_report() -> None:
+    """Three steps; in each an agent encodes its gradient, and the mean of the third of it that it owns."""
+    for cpu, before, after in agents(3, codes):
+        assert cpu > 0 and before == 3 * 4 * (90_300 + 30_100)
+        assert after == 3 * (3 + 1) * Int8().size(Like((30_100,), torch.float32))
 
 
 def test_bytes_on_the_wire_are_what_the_interface_counts() -> None:

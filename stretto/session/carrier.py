@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stretto.codecs import Identity
 from stretto.core import Cell, Like, Link, Network, Strategy, mixed
-from stretto.errors import DataError, Disagreement, NonFinite, PeerLost, UsageError
+from stretto.errors import DataError, Disagreement, NetworkError, NonFinite, PeerLost, StrettoError, UsageError
 from stretto.exchanges import agree, broadcast, measure
 from stretto.session.lanes import Lanes, Layout, Place
 from stretto.session.metered import Meter
@@ -137,6 +137,13 @@ class Carrier:
             return await lanes.mean(link, x, self._place, r.number)
         except NonFinite as e:
             raise NonFinite(f"step {r.number}: {e}") from None
+
+
+def as_ours(error: BaseException) -> StrettoError:
+    """Why an exchange failed, in words for who ordered it."""
+    if isinstance(error, StrettoError):
+        return error
+    return NetworkError(f"an exchange failed: {type(error).__name__}: {error}; this is a bug, please report it")
 
 
 async def _compare(r: Round, link: Link, order: Order) -> None:
