@@ -27,6 +27,7 @@ from stretto.checkpoint import Keep, rng
 from stretto.core import Epoch, Member, Network, Strategy
 from stretto.courier import Courier, Place
 from stretto.data import Shard
+from stretto.errors import NonFinite
 from stretto.gradients import BufferRule, Gradients, Wait
 from stretto.ledger import shares_of
 from stretto.pace import Pace
@@ -435,9 +436,16 @@ class Agent:
             assert self._courier is not None
             if bucket == 0:
                 self._in_fence, self._fence = self._fence, not self._shards
-            return self._courier.mean(group, x, mean, bucket=bucket, of=of, fence=self._in_fence)
+            wait = self._courier.mean(group, x, mean, bucket=bucket, of=of, fence=self._in_fence)
+            return lambda: self._at_step(wait)
 
         return send
+
+    def _at_step(self, wait: Wait) -> Closing | None:
+        try:
+            return wait()
+        except NonFinite as e:
+            raise NonFinite(f"step {self.steps + 1}: {e}") from None
 
 
 def _say(text: str) -> None:

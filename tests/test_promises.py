@@ -23,7 +23,7 @@ from stretto import workloads
 from stretto.agent import Agent
 from stretto.codecs import Int8
 from stretto.core import Like, Member, Strategy
-from stretto.errors import NetworkError, UsageError
+from stretto.errors import NetworkError, NonFinite, UsageError
 from stretto.links import connect
 from stretto.links.connect import Switchboard, listen_tcp
 from stretto.links.handshake import ANYONE, Claim, Handshake, Purpose, prove
@@ -126,6 +126,19 @@ def asks_nonsense(agent: Agent) -> None:
 def test_what_a_link_cannot_do_is_refused_and_not_replaced() -> None:
     ends = agents(2, asks_native, link="tcp", keep_errors=True)
     assert all(isinstance(e, UsageError) and "use link shm" in str(e) for e in ends)
+
+
+def makes_a_nan(agent: Agent) -> None:
+    net = agent.prepare(torch.nn.Linear(20, 20), strategy="allreduce(codec=int8)")
+    for step in range(1, 4):
+        worse = float("nan") if step == 3 and agent.rank == 1 else 1.0
+        (worse * net(torch.ones(1, 20))).sum().backward()
+
+
+def test_what_is_not_finite_ends_its_agent_naming_the_parameter_and_the_step() -> None:
+    end = agents(2, makes_a_nan, keep_errors=True)[1]
+    assert isinstance(end, NonFinite)
+    assert str(end).startswith("step 3: the gradient of bias holds nan (element 0), which int8 cannot send: look for")
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:

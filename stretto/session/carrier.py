@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stretto.codecs import Identity
 from stretto.core import Cell, Like, Link, Network, Strategy, mixed
-from stretto.errors import DataError, Disagreement, NetworkError, NonFinite, PeerLost, StrettoError, UsageError
+from stretto.errors import DataError, Disagreement, NetworkError, PeerLost, StrettoError, UsageError
 from stretto.exchanges import agree, broadcast, measure
 from stretto.session.lanes import Lanes, Layout, Place
 from stretto.session.metered import Meter
@@ -133,10 +133,7 @@ class Carrier:
         lanes = self._lanes.get((order.group, order.bucket))
         if lanes is None:
             return await self._strategies[order.group].exchange.mean(link, x, _LOSSLESS, Cell(Like.of(x)))
-        try:
-            return await lanes.mean(link, x, self._place, r.number)
-        except NonFinite as e:
-            raise NonFinite(f"step {r.number}: {e}") from None
+        return await lanes.mean(link, x, self._place, r.number)
 
 
 def as_ours(error: BaseException) -> StrettoError:
