@@ -35,7 +35,7 @@ DEFAULTS = (
     "feedback(topk(0.1)+int4)",
     "feedback(threshold(0.01))",
     "feedback(lowrank(4))",
-    "feedback(dct_topk(0.05))",
+    "feedback(dct_topk(0.1))",
     "per_layer({biases: identity, norms: identity}, rest=int4)",
 )
 HARDER = (
@@ -44,6 +44,7 @@ HARDER = (
     "feedback(topk(0.01))",
     "feedback(topk(0.05)+int4)",
     "feedback(randomk(0.25, scaled=false))",
+    "feedback(dct_topk(0.05))",
     "lowrank(4)",
 )
 AGENTS = 4
