@@ -2,7 +2,7 @@
 
 Every ROW trains fashion-mnist's CNN with four agents on four hosts of a laboratory, and can be measured alone; without
 any, all are: about three hours. Numbers go to docs/results/faults.json, and docs/results/faults.md is written from all
-that is there.
+that is there, with the ``remarks`` that stand beside them.
 """
 
 from __future__ import annotations
@@ -253,6 +253,8 @@ def page(measured: dict[str, dict[str, Any]]) -> str:
         if name in measured:
             about = ", ".join(f"{key} {value}" for key, value in measured[name]["machine"].items())
             lines.append(f"- {name}: {measured[name]['day']}, {measured[name]['seconds']:.0f} s, {about}")
+    remarks = measured.get("remarks", [])
+    lines += ["", "Remarks:", "", *(f"- {remark}" for remark in remarks)] if remarks else []
     return "\n".join(lines) + "\n"
 
 

@@ -28,7 +28,7 @@ from stretto.core import Epoch, Member, Network, Strategy
 from stretto.courier import Courier, Place
 from stretto.data import Shard
 from stretto.drifts import Drifts
-from stretto.errors import UsageError
+from stretto.errors import NonFinite, UsageError
 from stretto.gradients import Gradients
 from stretto.holdings import Holdings
 from stretto.ledger import shares_of
@@ -426,9 +426,16 @@ class Agent:
             assert self._courier is not None
             if bucket == 0:
                 self._in_fence, self._fence = fence or self._fence, not self._holds.shards
-            return self._courier.mean(group, x, mean, bucket=bucket, of=of, fence=self._in_fence)
+            wait = self._courier.mean(group, x, mean, bucket=bucket, of=of, fence=self._in_fence)
+            return lambda: self._at_step(wait)
 
         return send
+
+    def _at_step(self, wait: Wait) -> Closing | None:
+        try:
+            return wait()
+        except NonFinite as e:
+            raise NonFinite(f"step {self.steps + 1}: {e}") from None
 
     def _alone(self, bucket: int, of: int, x: Tensor, mean: Tensor) -> Wait:
         """Everybody's mean is one's own."""

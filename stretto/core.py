@@ -260,6 +260,10 @@ class Codec(Protocol):
         """What was held back so far and is to be sent yet (float32, flat); None where nothing ever is."""
         ...
 
+    def take(self, y: Tensor, payload: Payload, like: Like, state: State) -> None:
+        """``y`` (flat, of ``like``'s dtype) loses what this agent's own payload, the last one, holds of it."""
+        ...
+
     def size(self, like: Like) -> int:
         """Bytes of the payload (of all passes together); where the data decide, the most that it can be."""
         ...

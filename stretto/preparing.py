@@ -78,10 +78,6 @@ def check_native(strategy: Strategy, link: str, size: int) -> None:
     """That the link has the all-reduce that the strategy asks for; raises :class:`UsageError`."""
     exchange = strategy.exchange
     topology = exchange.topology if isinstance(exchange, AllReduce) else None
-    if isinstance(topology, Native) and strategy.codec != Identity():
-        raise UsageError(
-            f"{strategy}: a link's own all-reduce adds tensors as they are, not codes: use topology=auto with a codec"
-        )
     if isinstance(topology, Native) and link not in ("shm", "c10d") and size > 1:
         raise UsageError(
             f"{strategy} asks for an all-reduce of the link's own, and the {link} link has none: "

@@ -36,6 +36,7 @@ import torch
 from stretto import errors
 from stretto.errors import PeerLost
 from stretto.launch.join import join
+from stretto.links.forking import fork
 from stretto.membership import Coordinator
 from stretto.trace import read
 
@@ -205,10 +206,11 @@ def running(
 
 def _fork_coordinator(size: int, told: int, min_agents: int | None, words: Path) -> int:
     """A coordinator in a process of its own, which writes its address to ``told``; its pid."""
-    pid = os.fork()
-    if pid == 0:
+
+    def be() -> NoReturn:
         try:
             os.setpgid(0, 0)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             gc.freeze()
             say = partial(print, file=words.open("w"), flush=True)
             with Coordinator(size, SECRET, "127.0.0.1", say=say, min_agents=min_agents) as coordinator:
@@ -216,7 +218,8 @@ def _fork_coordinator(size: int, told: int, min_agents: int | None, words: Path)
                 signal.pause()
         finally:
             os._exit(1)
-    return pid
+
+    return fork(be)
 
 
 def _environ(address: str, label: int, size: int) -> dict[str, str]:
@@ -237,9 +240,7 @@ def _warm_up() -> None:
 
 def _fork(rank: int, env: Mapping[str, str], function: Callable[..., Any], args: Sequence[Any]) -> _Child:
     reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _live(env, writing, function, args)
+    pid = fork(lambda: _live(env, writing, function, args))
     os.close(writing)
     return _Child(rank, pid, reading)
 
@@ -249,6 +250,7 @@ def _live(env: Mapping[str, str], pipe: int, function: Callable[..., Any], args:
     code = 1
     try:
         os.setpgid(0, 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         gc.freeze()  # what pytest has opened is closed below, and must not be closed again when it is collected
         os.closerange(3, pipe)
         os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 65536 else 65536)

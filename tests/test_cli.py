@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import subprocess
@@ -16,11 +17,11 @@ import pytest
 
 from stretto import cli, text
 from stretto.cli import launching, live, output
-from stretto.cli.compare import row, table
+from stretto.cli.compare import row, table, uncoded
 from stretto.errors import ScriptFailed
 from stretto.launch.supervise import Care
 from stretto.workloads.folder import News, leave_outcome
-from stretto.workloads.result import Job, Outcome, Progress, combine
+from stretto.workloads.result import Job, Outcome, Progress, Result, combine
 
 
 @pytest.fixture
@@ -44,7 +45,8 @@ def outcome(rank: int, **changes: Any) -> Outcome:
     values: dict[str, Any] = {
         "rank": rank, "agents": 4, "steps": 1, "samples": 2, "trained": 8, "proof": PROOF, "seconds": 2.0,
         "accuracy": 0.9, "loss": 0.1, "bytes_sent": 1000, "bytes_received": 1000, "wire_sent": 1010,
-        "wire_received": 1010, "waiting": 0.5, "digest": "d",
+        "wire_received": 1010, "waiting": 0.5, "sent_training": 900, "codec_seconds": 0.0, "dense": 0, "coded": 0,
+        "rate": 1e6, "digest": "d",
     }  # fmt: skip
     return Outcome(**(values | changes))
 
@@ -97,6 +99,7 @@ def agents_that_end_well(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         (["train", "mnist", "--data", "/nowhere"], 5, "/nowhere is not a directory"),
         (["train", "--nonsense"], 2, "No such option"),
         (["compare", "--strategies", ";"], 2, "nothing to compare"),
+        (["train", "--strategy", "allreduce(topology=native, codec=int8)"], 2, "use topology=auto with a codec"),
         (["compare", "--strategies", "allreduce; allreduc"], 2, "no strategy is named 'allreduc'"),
         (["run", "--agents", "0", __file__], 2, "0 agents"),
         (["run", "no-such-script.py"], 2, "there is no script no-such-script.py"),
@@ -261,6 +264,55 @@ def test_rows_give_the_median_and_the_spread() -> None:
     made = row("allreduce", [combine(job, [outcome(0, accuracy=a)]) for a in (0.7, 0.9, 0.8)])
     assert (made.accuracy.median, made.accuracy.least, made.accuracy.most) == (0.8, 0.7, 0.9)
     assert table([made]).row_count == 1
+
+
+def coded(sent: int, codec_seconds: float, *, seconds: float = 1.0, ratio: int = 0) -> list[Result]:
+    """One run of 100 steps on a network of 1 MB/s; an agent sends so many bytes in a step."""
+    job = Job(workload="digits", model="mlp", strategy="allreduce", link="tcp", batch_size=1, seed=0, folder="")
+    changes = {"steps": 100, "seconds": seconds, "sent_training": 100 * sent, "codec_seconds": 100 * codec_seconds}
+    return [combine(job, [outcome(0, rate=1e6, dense=100 * ratio, coded=100 * bool(ratio), **changes)])]
+
+
+@pytest.mark.parametrize(
+    ("cost", "before", "seconds", "words"),
+    [
+        (0.003, 9000, 0.9, "costs 3 ms a step here and saves 8 ms at 8 Mbit/s: it pays (a step took 9 ms, and 10 ms w"),
+        (0.009, 9000, 1.1, "saves 8 ms at 8 Mbit/s: slower than not compressing (a step took 11 ms, and 10 ms without"),
+        (0.003, 9000, 1.2, "saves 8 ms at 8 Mbit/s: by that it pays, but it was measured otherwise (a step took 12 ms"),
+        (0.009, 9000, 0.8, "saves 8 ms at 8 Mbit/s: by that it does not pay, but it was measured otherwise (a step to"),
+        (0.009, 9000, 0.95, "saves 8 ms at 8 Mbit/s: slower than not compressing (a step took 9.5 ms, and 10 ms witho"),
+        (0.003, 0, 1.1, "saves nothing at 8 Mbit/s: slower than not compressing"),
+        (0.003, None, 1.1, "costs 3 ms a step here and saves 9 ms at 8 Mbit/s: it pays"),
+    ],
+    ids=[
+        "it pays",
+        "it does not",
+        "it should and does not",
+        "it should not and does",
+        "noise",
+        "nothing is sent without",
+        "nobody ran without",
+    ],
+)
+def test_a_codec_is_told_whether_it_pays(cost: float, before: int | None, seconds: float, words: str) -> None:
+    without = [] if before is None else coded(before, 0.0)
+    made = row("allreduce(codec=int8)", coded(1000, cost, seconds=seconds, ratio=10), without)
+    assert words in made.verdict
+    assert row("allreduce", coded(9000, 0.0)).verdict == ""
+
+
+def test_a_strategy_is_beside_itself_without_its_codec() -> None:
+    assert uncoded("allreduce(topology=ring, codec=feedback(sign))") == "allreduce(topology=ring)"
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_names_and_numbers_of_a_comparison_are_read_whole(width: int) -> None:
+    from rich.console import Console
+
+    paper = io.StringIO()
+    made = row("allreduce(codec=feedback(sign))", [*coded(123456, 0.01, ratio=10), *coded(123456, 0.02, ratio=10)])
+    Console(file=paper, width=width).print(table([made]))
+    assert "…" not in paper.getvalue() and "123.5" in paper.getvalue() and "15.00" in paper.getvalue()
 
 
 def test_demo_shows_the_proofs(stretto: Any, agents_that_end_well: list[Job]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from torch import Tensor
 
 import stretto.strategies  # noqa: F401  registers their names
 from stretto import state
-from stretto.core import Link, Named, Strategy
+from stretto.codecs import Int8
+from stretto.core import Like, Link, Named, Strategy
 from stretto.errors import DataError
 from stretto.session.lanes import Lanes, Layout, Place
 from stretto.session.metered import Meter
@@ -117,6 +119,16 @@ def test_a_round_that_is_undone_after_its_epoch_ended_owes_what_was_held_back_be
     team.move([0, 1, 2]), twin.move([0, 1, 2])
     team.undo()
     assert torch.equal(team.step(gradients(3, 1)), twin.step(gradients(3, 1)))
+
+
+def test_cpu_seconds_and_bytes_of_codecs_are_counted() -> None:
+    """Of two agents on a ring each encodes two halves, and the mean of its own; and decodes two, and both means."""
+    team, ticks = Team(2, "int8", "ring"), itertools.count()
+    meters = [Meter(lambda: float(next(ticks))) for _ in range(2)]
+    team.lanes = [Lanes(team.chosen, LAYOUT, 7, meter) for meter in meters]
+    team.step(gradients(2, 0))
+    half = Int8().size(Like((GRADIENTS // 2,), torch.float32))
+    assert [(m.seconds, m.dense, m.coded) for m in meters] == 2 * [(3 + 4, 3 * 4 * GRADIENTS // 2, 3 * half)]
 
 
 @pytest.mark.parametrize("codec", [codec for codec in REMEMBERING if "feedback" in codec])

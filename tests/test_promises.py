@@ -21,8 +21,9 @@ from processes import agents
 import stretto
 from stretto import workloads
 from stretto.agent import Agent
-from stretto.core import Member, Strategy
-from stretto.errors import NetworkError, UsageError
+from stretto.codecs import Int8
+from stretto.core import Like, Member, Strategy
+from stretto.errors import NetworkError, NonFinite, UsageError
 from stretto.links import connect
 from stretto.links.connect import Switchboard, listen_tcp
 from stretto.links.handshake import ANYONE, Claim, Handshake, Purpose, prove
@@ -125,6 +126,19 @@ def asks_nonsense(agent: Agent) -> None:
 def test_what_a_link_cannot_do_is_refused_and_not_replaced() -> None:
     ends = agents(2, asks_native, link="tcp", keep_errors=True)
     assert all(isinstance(e, UsageError) and "use link shm" in str(e) for e in ends)
+
+
+def makes_a_nan(agent: Agent) -> None:
+    net = agent.prepare(torch.nn.Linear(20, 20), strategy="allreduce(codec=int8)")
+    for step in range(1, 4):
+        worse = float("nan") if step == 3 and agent.rank == 1 else 1.0
+        (worse * net(torch.ones(1, 20))).sum().backward()
+
+
+def test_what_is_not_finite_ends_its_agent_naming_the_parameter_and_the_step() -> None:
+    end = agents(2, makes_a_nan, keep_errors=True)[1]
+    assert isinstance(end, NonFinite)
+    assert str(end).startswith("step 3: the gradient of bias holds nan (element 0), which int8 cannot send: look for")
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
@@ -284,6 +298,21 @@ def sends_much(agent: Agent) -> tuple[int, int, int]:
     agent.mean(0.0)
     sent, received, interface = (b - a for a, b in zip(before, after, strict=True))
     return sent, received, interface
+
+
+def codes(agent: Agent) -> tuple[float, int, int]:
+    net = agent.prepare(torch.nn.Linear(300, 300), strategy="allreduce(topology=ring, codec=int8)")
+    for _ in range(3):
+        net(torch.ones(1, 300)).sum().backward()
+    report = agent.report()
+    return report.codec_cpu, report.dense, report.coded
+
+
+def test_what_codecs_cost_and_save_is_in_the_report() -> None:
+    """Three steps; in each an agent encodes its gradient, and the mean of the third of it that it owns."""
+    for cpu, before, after in agents(3, codes):
+        assert cpu > 0 and before == 3 * 4 * (90_300 + 30_100)
+        assert after == 3 * (3 + 1) * Int8().size(Like((30_100,), torch.float32))
 
 
 def test_bytes_on_the_wire_are_what_the_interface_counts() -> None:

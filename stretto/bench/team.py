@@ -33,6 +33,7 @@ from stretto.courier import Courier, Place
 from stretto.errors import ScriptFailed
 from stretto.launch.environment import Identity
 from stretto.launch.join import arrive
+from stretto.links.forking import fork
 from stretto.links.memory import Arena, Barrier
 from stretto.membership import Coordinator
 from stretto.session import epoch_of
@@ -186,15 +187,14 @@ def _by_fork(seat: Seat, work: Work) -> tuple[int, list[_Process]]:
     out, into = os.pipe()
     torch.set_num_threads(1)
     launcher = os.getpid()
-    processes = []
-    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what Python runs in a fork swallows it
+    processes: list[_Process] = []
     for rank in range(seat.size):
-        pid = os.fork()
-        if pid == 0:
+
+        def member(rank: int = rank) -> NoReturn:
             os.close(out)
             _be_member(seat, rank, into, work, launcher)
-        processes.append(_Process(pid))
-    signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+
+        processes.append(_Process(fork(member)))
     os.close(into)
     return out, processes
 

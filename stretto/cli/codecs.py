@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import click
 
 from stretto.cli import output
+from stretto.errors import UsageError
 
 _SIDE: Final = 1024
 """The ratio is that of a square matrix of this side."""
@@ -43,10 +44,12 @@ def codecs(markdown: bool) -> None:
 
     console = output.console(None)
     drawn = Table(box=None, pad_edge=False)
-    for name in ("codec", "ratio", "unbiased", "feedback", "travels", "when"):
-        drawn.add_column(name, overflow="fold")
+    for name in ("codec", "ratio", "unbiased", "feedback", "summed"):
+        drawn.add_column(name, no_wrap=True)
+    drawn.add_column("when")
     for row in found:
-        drawn.add_row(row.codec, row.ratio, row.unbiased, row.feedback, row.travels, row.when)
+        summed = "yes" if row.travels.startswith("summed") else "no"
+        drawn.add_row(row.codec, row.ratio, row.unbiased, row.feedback, summed, row.when)
     console.print(drawn)
 
 
@@ -75,9 +78,9 @@ def _row(codec: Any) -> Row:
     return Row(
         codec=str(codec),
         does=(type(codec).__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " ").replace("``", "`"),
-        ratio=f"{'' if codec.exact else 'at least '}{ratio:.3g}",
+        ratio=f"{'' if codec.exact else '≥ '}{ratio:.3g}",
         unbiased="yes" if codec.unbiased else "no",
-        feedback="inside" if "feedback(" in str(codec) or str(codec) == "feedback" else _feeds(codec),
+        feedback=_feeds(codec),
         travels=_travels(codec),
         paper=codec.paper,
         when=codec.when,
@@ -85,7 +88,15 @@ def _row(codec: Any) -> Row:
 
 
 def _feeds(codec: Any) -> str:
-    return "can be" if codec.contracts else "cannot be"
+    from stretto.codecs import Feedback  # noqa: PLC0415
+
+    if isinstance(codec, Feedback):
+        return "inside"
+    try:
+        Feedback(codec)
+    except UsageError:
+        return "cannot be"
+    return "can be"
 
 
 def _travels(codec: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
@@ -15,7 +15,11 @@ from stretto.cli import options, output
 from stretto.cli.launching import launch
 from stretto.cli.live import view
 from stretto.errors import UsageError
+from stretto.strategies import allreduce
 from stretto.workloads.result import Result
+
+_NOISE: Final = 0.1
+"""Steps that differ by no more than this part contradict nothing."""
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -73,8 +77,8 @@ def compare(
         title = f"{number} of {len(jobs)}: {job.strategy}, seed {job.seed}"
         with view(console, title, agents) as seen:
             results.append(launch(job, agents, seen.show, output.printer(console)))
-    names = list(dict.fromkeys(job.strategy for job in jobs))
-    rows = [row(name, [r for r in results if r.strategy == name]) for name in names]
+    runs = {job.strategy: [r for r in results if r.strategy == job.strategy] for job in jobs}
+    rows = [row(name, mine, runs.get(uncoded(name), ())) for name, mine in runs.items()]
     console.print(table(rows))
     for found in rows:
         if found.verdict:
@@ -82,29 +86,62 @@ def compare(
     output.write_json(json, {"workload": workload, "agents": agents, "rows": rows, "runs": results})
 
 
-def row(strategy: str, results: Sequence[Result]) -> Row:
-    """What one strategy's runs come to."""
+def uncoded(strategy: str) -> str:
+    """The same strategy without its codec."""
+    written = text.parse(strategy, "strategy")
+    return str(allreduce(topology=written.exchange.topology))
+
+
+def row(strategy: str, results: Sequence[Result], without: Sequence[Result] = ()) -> Row:
+    """What one strategy's runs come to, beside those ``without`` its codec, where there are any."""
     ratio = sum(sum(r.dense) for r in results) / max(1, sum(sum(r.coded) for r in results))
     return Row(
         strategy=strategy,
         accuracy=_spread([r.accuracy for r in results]),
         seconds=_spread([r.seconds for r in results]),
         samples_per_second=_spread([r.speed for r in results]),
-        sent=_spread([statistics.fmean(r.sent_training) / r.steps for r in results]),
+        sent=_spread(_sent(results)),
         waiting=_spread([statistics.fmean(r.waiting) / r.seconds for r in results]),
         ratio=ratio or 1.0,
-        codec_seconds=_spread([statistics.fmean(r.codec_seconds) / r.steps for r in results]),
-        verdict=verdict(results, ratio) if ratio else "",
+        codec_seconds=_spread(_coding(results)),
+        verdict=verdict(results, ratio, without) if ratio else "",
     )
 
 
-def verdict(results: Sequence[Result], ratio: float) -> str:
-    """Does a codec of this ratio pay, at the rate that the agents found their network to have?"""
-    cost = statistics.median(statistics.fmean(r.codec_seconds) / r.steps for r in results)
-    saved = statistics.median(statistics.fmean(r.sent_training) / r.steps * (ratio - 1) / r.rate for r in results)
-    rate = statistics.median(r.rate for r in results)
-    costs = f"this codec costs {_short(cost)} a step here and saves {_short(saved)} at {_rate(rate)}"
-    return f"{costs}: " + ("it pays" if saved > cost else "slower than not compressing")
+def verdict(results: Sequence[Result], ratio: float, without: Sequence[Result] = ()) -> str:
+    """Does a codec of this ratio pay, at the rate that the agents found their network to have?
+
+    What would be sent without it, runs ``without`` it tell, and else its ratio. Those runs tell also how long a step
+    takes without it; where that clearly says otherwise, both are said.
+    """
+    cost, rate = statistics.median(_coding(results)), statistics.median(r.rate for r in results)
+    sent = statistics.median(_sent(results))
+    saved = ((statistics.median(_sent(without)) if without else ratio * sent) - sent) / rate
+    saves = f"saves {_short(saved)}" if saved > 0 else "saves nothing"
+    costs = f"this codec costs {_short(cost)} a step here and {saves} at {_rate(rate)}"
+    pays = saved > cost
+    found = "it pays" if pays else "slower than not compressing"
+    if not without:
+        return f"{costs}: {found}"
+    took, before = _step(results), _step(without)
+    measured = f"a step took {_short(took)}, and {_short(before)} without"
+    if took > (1 + _NOISE) * before if pays else took < (1 - _NOISE) * before:
+        return f"{costs}: by that it {'pays' if pays else 'does not pay'}, but it was measured otherwise ({measured})"
+    return f"{costs}: {found} ({measured})"
+
+
+def _sent(results: Sequence[Result]) -> list[float]:
+    """Bytes of an agent in a step."""
+    return [statistics.fmean(r.sent_training) / r.steps for r in results]
+
+
+def _coding(results: Sequence[Result]) -> list[float]:
+    """CPU seconds of an agent's codec in a step."""
+    return [statistics.fmean(r.codec_seconds) / r.steps for r in results]
+
+
+def _step(results: Sequence[Result]) -> float:
+    return statistics.median(r.seconds / r.steps for r in results)
 
 
 def _short(seconds: float) -> str:
@@ -117,11 +154,19 @@ def _rate(rate: float) -> str:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Medians; of accuracy and time also the least and the most, in brackets."""
+    """Medians; of accuracy and time of several runs also the least and the most, in brackets."""
     drawn = Table(box=None, pad_edge=False)
-    drawn.add_column("strategy", overflow="fold")
-    for name in ("accuracy, %", "seconds", "samples/s", "kB a step", "ratio", "codec ms", "waiting, %"):
-        drawn.add_column(name, justify="right", no_wrap=True)
+    drawn.add_column("strategy", overflow="fold", min_width=16)
+    for name in (
+        "accuracy, %",
+        "seconds",
+        "samples\na second",
+        "kB\na step",
+        "ratio",
+        "codec, ms\na step",
+        "waiting, %",
+    ):
+        drawn.add_column(name, justify="right")
     for r in rows:
         drawn.add_row(
             r.strategy,
@@ -141,4 +186,5 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def _spread_text(spread: Spread, scale: float) -> str:
-    return f"{scale * spread.median:.1f} ({scale * spread.least:.1f} to {scale * spread.most:.1f})"
+    median, least, most = (f"{scale * x:.1f}" for x in (spread.median, spread.least, spread.most))
+    return median if spread.least == spread.most else f"{median} ({least} to {most})"

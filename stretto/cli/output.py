@@ -5,17 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from rich.console import Console
 
 from stretto.errors import UsageError
 
+_PAPER: Final = 120
+"""Columns of tables where there is no terminal."""
+
 
 def console(json: str | None) -> Console:
     """Standard output, unless that is where the JSON goes; without colours where the terminal or NO_COLOR says so."""
-    return Console(stderr=json == "-", highlight=False, soft_wrap=True)
+    found = Console(stderr=json == "-", highlight=False, soft_wrap=True)
+    if not found.is_terminal:
+        found.width = max(found.width, _PAPER)
+    return found
 
 
 def printer(console: Console) -> Callable[[str], None]:

@@ -62,6 +62,9 @@ class Base(ABC):
     def kept(self, like: Like, state: State) -> Tensor | None:
         return None
 
+    def take(self, y: Tensor, payload: Payload, like: Like, state: State) -> None:
+        y.sub_(self.decode(payload, like, state)[0].view(-1))
+
     @abstractmethod
     def encode(self, x: Tensor, like: Like, state: State) -> tuple[Payload, State]: ...
     @abstractmethod

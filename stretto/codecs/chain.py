@@ -67,7 +67,6 @@ class Chain(Base):
         return self.sparse.place(read, where, like, state["sparse"]), state
 
     def take(self, y: Tensor, payload: Payload, like: Like, state: State) -> None:
-        """``y`` (flat, of ``like``'s dtype) loses what ``payload`` holds of it."""
         read, where, state = self._read(payload, like, state)
         self.sparse.subtract(read, where, y, like, state["sparse"])
 

@@ -17,7 +17,7 @@ before. In mid-round, between two passes, y rests in the state, and the last pas
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,15 +30,6 @@ from stretto.errors import UsageError
 from stretto.text import coerce, named
 
 
-@runtime_checkable
-class Takes(Protocol):
-    """A codec that knows a quicker way than to decode all and subtract it."""
-
-    def take(self, y: Tensor, payload: Payload, like: Like, state: State) -> None:
-        """``y`` (float32, flat) loses what this agent's own payload, the last one, holds of it."""
-        ...
-
-
 @named("feedback", kind="codec")
 @dataclass(frozen=True)
 class Feedback(Base):
@@ -47,7 +38,8 @@ class Feedback(Base):
     The residual (float32, as long as the tensor) is what this agent has not sent yet. It is saved with the state, and
     added to the next exchange after a fence. Only a death loses it: what the dead had held back, nobody else knows.
     The codec is given float32, whatever the tensor is: ``topk(0.01)+bf16`` sends values of two bytes. While something
-    is not finite and may pass (``nonfinite="pass"``), the residual stays what it was.
+    is not finite and may pass (``nonfinite="pass"``), the residual stays what it was; it is of gradients as they were
+    scaled then, so when a scaler halves its scale, what was held back counts double.
 
     Seide et al. 2014, section 2; Karimireddy et al. 2019, algorithm 2.
 
@@ -137,10 +129,7 @@ class Feedback(Base):
         """``y`` without what ``payload`` holds of it; in the memory of ``y``, unless that is the payload's."""
         if any(_share(y, part) for part in payload):
             y = y.clone()
-        if isinstance(self.codec, Takes):
-            self.codec.take(y, payload, like, inner)
-        else:
-            y.sub_(self.codec.decode(payload, like, inner)[0])
+        self.codec.take(y, payload, like, inner)
         return y
 
 

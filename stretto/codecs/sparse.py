@@ -108,7 +108,6 @@ class Selecting(Base):
         return self.place(values, where, like, state), state
 
     def take(self, y: Tensor, payload: Payload, like: Like, state: State) -> None:
-        """``y`` (flat, of ``like``'s dtype) loses what ``payload`` holds of it."""
         self.subtract(*self._read(payload, like), y, like, state)
 
     def subtract(self, values: Tensor, where: Tensor, y: Tensor, like: Like, state: State) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -50,6 +49,7 @@ from stretto.courier.orders import (
 )
 from stretto.courier.place import Place
 from stretto.errors import StrettoError
+from stretto.links.forking import fork
 from stretto.links.memory import Arena, Board
 from stretto.session import Closing, Layout
 from stretto.session.rounds import What
@@ -97,11 +97,7 @@ class Courier:
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LONGEST)
         trainer = os.getpid()
-        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the courier has said what it means
-        self._pid = os.fork()
-        if self._pid == 0:
-            be_courier(place, theirs, trainer, self._desk)
-        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        self._pid = fork(lambda: be_courier(place, theirs, trainer, self._desk))
         theirs.close()
         place.close()
         self._socket = ours

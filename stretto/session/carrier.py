@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stretto.codecs import Identity
 from stretto.core import Cell, Like, Link, Network, Strategy, mixed
-from stretto.errors import DataError, Disagreement, NonFinite, PeerLost
+from stretto.errors import DataError, Disagreement, NetworkError, PeerLost, StrettoError
 from stretto.exchanges import agree, broadcast, measure
 from stretto.session.lanes import Lanes, Layout, Place
 from stretto.session.metered import Meter
@@ -126,10 +126,14 @@ class Carrier:
         lanes = self._lanes.get((order.group, order.bucket))
         if lanes is None:
             return await self._strategies[order.group].exchange.mean(link, x, _LOSSLESS, Cell(Like.of(x)))
-        try:
-            return await lanes.mean(link, x, self._place, r.number)
-        except NonFinite as e:
-            raise NonFinite(f"step {r.number}: {e}") from None
+        return await lanes.mean(link, x, self._place, r.number)
+
+
+def as_ours(error: BaseException) -> StrettoError:
+    """Why an exchange failed, in words for who ordered it."""
+    if isinstance(error, StrettoError):
+        return error
+    return NetworkError(f"an exchange failed: {type(error).__name__}: {error}; this is a bug, please report it")
 
 
 async def _compare(r: Round, link: Link, order: Order) -> None:

@@ -45,7 +45,8 @@ class Metered:
         self.summable, self.unbiased = codec.summable, codec.unbiased
         self.contracts, self.passes, self.exact = codec.contracts, codec.passes, codec.exact
         self.groups = codec.groups
-        self.init, self.kept, self.size, self.bound = codec.init, codec.kept, codec.size, codec.bound
+        self.init, self.kept, self.take = codec.init, codec.kept, codec.take
+        self.size, self.bound = codec.size, codec.bound
 
     def __str__(self) -> str:
         return str(self._codec)

@@ -22,17 +22,18 @@ from typing import Any
 
 from torch import Tensor
 
-from stretto.core import Link, Network, Strategy
-from stretto.errors import NetworkError, PeerLost, StrettoError
+from stretto.core import Network, Strategy
+from stretto.errors import PeerLost, StrettoError
 from stretto.membership.messages import Report, View
-from stretto.membership.settle import Settlement, settle
+from stretto.membership.settle import settle
 from stretto.session import views
-from stretto.session.carrier import Carrier
+from stretto.session.carrier import Carrier, as_ours
 from stretto.session.dealing import Dealing
 from stretto.session.healing import Healing
 from stretto.session.lanes import Layout, Place
-from stretto.session.rounds import Cancel, Closing, Order, Round, exchange_number, share_number
-from stretto.session.surroundings import Ended, Surroundings, Trainer
+from stretto.session.rounds import Closing, Order, Round, exchange_number
+from stretto.session.settling import Settling, redone
+from stretto.session.surroundings import Surroundings, Trainer
 
 
 class Session:
@@ -43,20 +44,16 @@ class Session:
         self._carrier = Carrier(surroundings)
         self._view: View | None = None
         self._rank = 0
-        self._frozen = False
+        self._frozen = self._expected = self._held = False
         self._number = 1
         self._round: Round | None = None
-        self._last: dict[int, Tensor] = {}
         self._healed = True
         self._brought = hashlib.blake2s(digest_size=8)
-        self._expected = self._held = False
         self._labels: dict[int, int] = {}
         self._dealing = Dealing(me)
         self._refused: StrettoError | None = None
-        self._direct_until = 0
         self._healing = Healing(surroundings, trainer, self.refuse)
-        self._side: list[Cancel] = []
-        self._reusable = False
+        self._settling = Settling(surroundings, self._carrier, self._arrived)
 
     # What the trainer asks
 
@@ -184,14 +181,13 @@ class Session:
         direct = self._around.direct()
         if direct is None or self._view is None:
             return
-        self._direct_until = direct.round if direct.begun else direct.round - 1
+        self._settling.direct(direct)
         if direct.round < self._number or self._round is not None:
             return
-        self._number, self._last = direct.round, {}
+        self._number = direct.round
+        self._settling.forget()
         if direct.begun:
-            self._round = Round(direct.round, direct.of, direct.fence, direct=True)
-            if direct.finished:
-                self._round.results = self._around.direct_results(direct.round)
+            self._round = self._settling.taken_back(direct)
 
     def install(self, view: View) -> None:
         """A view is decided. If we are in it, go on in its epoch; else be a candidate."""
@@ -211,11 +207,11 @@ class Session:
         self._around.enter(epoch, rank)
         self._carrier.assume(Network(view.delay, view.rate))
         settlement = settle(view) if stays else None
-        self._carrier.enter(Place(epoch.number, rank, epoch.hosts), self._redone(settlement))
+        self._carrier.enter(Place(epoch.number, rank, epoch.hosts), redone(settlement, self._round))
         if before is not None and stays:
             self._dealing.move(view)
             if settlement is not None:
-                self._settle(settlement, before)
+                self._settling.settle(settlement, self._round, before, rank)
         elif view.number == views.FIRST:
             self._dealing.begin(view)
         else:
@@ -231,7 +227,7 @@ class Session:
         self._around.part()
         self._view, self._healed = None, False
         self._frozen = self._held = self._expected = False
-        self._last.clear()
+        self._settling.forget()
         self._dealing.out()
         self._healing.forget()
         waiting = self._round
@@ -269,25 +265,27 @@ class Session:
                 self._around.missed(error.peer)
                 return
             if error is not None:
-                self._trainer.failed(order.number, _as_ours(error))
+                self._trainer.failed(order.number, as_ours(error))
                 return
             self._finished(r, order.bucket, value)
 
         assert self._view is not None
         counts = self._me in views.parts(self._view, r.number).contributors
-        r.running[order.bucket] = _nothing
+        r.running[order.bucket] = lambda: None
         cancel = self._around.spawn(self._carrier.carry_out(r, order, link, counts=counts), ended)
         if order.bucket in r.running:
             r.running[order.bucket] = cancel
 
     def _finished(self, r: Round, bucket: int, result: Tensor) -> None:
         if not r.results:
-            if self._reusable:
-                self._carrier.recycle(self._last.values())
-            self._last = {}
+            self._settling.passed()
             self._healing.passed(r.number)
         r.results[bucket] = result
         self._advance()
+
+    def _arrived(self, bucket: int, result: Tensor) -> None:
+        if self._round is not None:
+            self._finished(self._round, bucket, result)
 
     def _advance(self) -> None:
         """Close the round when all is there: its results, the snapshot for newcomers, our own healing."""
@@ -312,8 +310,8 @@ class Session:
     def _close(self, r: Round) -> Closing:
         assert self._view is not None
         parts = r.shared or views.parts(self._view, r.number)
-        self._last, self._round, self._number = r.results, None, r.number + 1
-        self._reusable = r.shared is None and not r.direct and all(order.what == "mean" for order in r.orders.values())
+        self._round, self._number = None, r.number + 1
+        self._settling.keep(r)
         self._around.event(
             "commit",
             round=r.number,
@@ -324,58 +322,6 @@ class Session:
         return self._dealing.closing(r, parts)
 
     # How an epoch begins
-
-    def _redone(self, settlement: Settlement | None) -> int | None:
-        """The round under way, where its exchanges will begin again: it is not finished anywhere."""
-        r = self._round
-        if r is None or (settlement is not None and settlement.share and settlement.round == r.number):
-            return None
-        return r.number
-
-    def _settle(self, settlement: Settlement, before: View) -> None:
-        r = self._round
-        ours = r if r is not None and r.number == settlement.round else None
-        if settlement.share:
-            if ours is not None and ours.shared is None:
-                ours.shared = views.parts(before, ours.number)
-            if settlement.round > self._direct_until:
-                self._share(settlement)
-            elif ours is not None:
-                ours.results = self._around.direct_results(ours.number)
-            return
-        self._direct_until = min(self._direct_until, settlement.round - 1)  # what the board has of it is of no account
-        if ours is not None:
-            ours.results.clear()
-            ours.shared, ours.direct = None, False
-            self._around.event("redo", round=ours.number)
-
-    def _share(self, settlement: Settlement) -> None:
-        """Give what others lack of the oldest unfinished round, and get what we lack."""
-        link = self._around.link(share_number(settlement.round))
-        for bucket, (holder, lacking) in enumerate(zip(settlement.holders, settlement.lacking, strict=True)):
-            if holder == self._rank:
-                for rank in lacking:
-                    self._reusable = False  # it may be on its way for long
-                    link.post(rank, (self._kept(settlement.round, bucket),), bucket)
-            elif self._rank in lacking:
-                self._side.append(self._around.spawn(self._get(link, holder, bucket), self._got(bucket)))
-        self._around.event("share", round=settlement.round)
-
-    def _kept(self, number: int, bucket: int) -> Tensor:
-        if number == self._number and self._round is not None:
-            return self._round.results[bucket]
-        return self._last[bucket]
-
-    @staticmethod
-    async def _get(link: Link, holder: int, bucket: int) -> Tensor:
-        return (await link.recv(holder, bucket)).payload[0]
-
-    def _got(self, bucket: int) -> Ended:
-        def ended(value: Any, error: BaseException | None) -> None:
-            if error is None and self._round is not None:
-                self._finished(self._round, bucket, value)
-
-        return ended
 
     def _enter_late(self, view: View) -> None:
         """A newcomer: its first fence becomes round ``entry`` of the others, without any weight."""
@@ -400,19 +346,7 @@ class Session:
     def _stop(self) -> None:
         if self._round is not None:
             self._round.cancel()
-        for cancel in self._side:
-            cancel()
-        self._side.clear()
+        self._settling.stop()
         self._healing.stop()
         if self._view is not None:
             self._around.abandon()
-
-
-def _as_ours(error: BaseException) -> StrettoError:
-    if isinstance(error, StrettoError):
-        return error
-    return NetworkError(f"an exchange failed: {type(error).__name__}: {error}; this is a bug, please report it")
-
-
-def _nothing() -> None:
-    return None

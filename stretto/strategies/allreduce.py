@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from stretto.codecs.identity import Identity
 from stretto.core import Codec, Strategy, Topology
+from stretto.errors import UsageError
 from stretto.exchanges.allreduce import AllReduce
 from stretto.outers import Mean
 from stretto.schedules import Every
 from stretto.text import call_text, coerce, named
 from stretto.topologies.auto import Auto
+from stretto.topologies.native import Native
 
 
 @named("allreduce", kind="strategy")
@@ -20,14 +22,22 @@ def allreduce(*, topology: Topology | str = Auto(), codec: Codec | str = Identit
 
     >>> str(allreduce(topology="ring"))
     'allreduce(topology=ring)'
+
+    Raises:
+        UsageError: a codec along ``native``.
     """
     along: Topology = coerce(topology, "topology")
     wire: Codec = coerce(codec, "codec")
+    written = call_text(allreduce, {"topology": along, "codec": wire})
+    if isinstance(along, Native) and wire != Identity():
+        raise UsageError(
+            f"{written}: a link's own all-reduce adds tensors as they are, not codes: use topology=auto with a codec"
+        )
     return Strategy(
         signal="gradient",
         schedule=Every(1),
         exchange=AllReduce(along),
         codec=wire,
         outer=Mean(),
-        text=call_text(allreduce, {"topology": along, "codec": wire}),
+        text=written,
     )

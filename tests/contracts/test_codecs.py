@@ -136,7 +136,7 @@ def test_all_agents_decode_the_same_bits(codec: Codec, dtype: torch.dtype) -> No
 
 
 @summable
-def test_what_is_decoded_of_the_mean_is_the_mean_of_what_each_would_decode(codec: Codec) -> None:
+def test_the_mean_of_payloads_is_the_payload_of_the_mean(codec: Codec) -> None:
     likes = [bucket(seed=5, own=own) for own in range(3)]
     xs = [filled(like.shape, "normal", torch.float32, seed) for seed, like in enumerate(likes)]
     mean = sum(xs[1:], xs[0]) / len(xs)

@@ -10,19 +10,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from worlds import KINDS, STREAMS, Lived, raise_first, run, run_streams
+from worlds import KINDS, STREAMS, Lived, Make, raise_first, run, run_streams
 
-from contracts.parts import graphs
+from contracts.parts import all_codecs, graphs
 from stretto.codecs import Identity
-from stretto.core import ANY, Cell, Like, Link, Message, Topology
+from stretto.core import ANY, Cell, Codec, Like, Link, Message, Named, Topology
 from stretto.errors import PeerLost, ProtocolError
 from stretto.exchanges import AllReduce
+from stretto.exchanges.owners import parts_of
 from stretto.links import channel
 from stretto.links.channel import WINDOW
+from stretto.topologies import Ring
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_stream = pytest.mark.parametrize("kind", STREAMS)
 MB = 1 << 20
+HEADER = 34
+"""Bytes before those of a message of one vector: what docs/codecs.md says."""
 
 
 def vector(*numbers: float) -> Tensor:
@@ -527,3 +531,26 @@ def test_no_order_of_receives_runs_dry_of_credit(seed: int, monkeypatch: pytest.
         return right
 
     assert run("unix", 2, once) == [True, True]
+
+
+@every_stream
+@pytest.mark.parametrize("codec", [c for c in all_codecs() if c.exact and not c.summable], ids=str)
+def test_a_coded_mean_takes_the_bytes_that_its_codec_says_and_a_header_a_message(kind: str, codec: Codec) -> None:
+    """Along a ring each agent sends every other one its part, and then the mean of its own part."""
+    like, size = Like((3001,), torch.float32, (Named("w", (3001,)),)), 3
+
+    async def nothing(link: Link) -> None:
+        await met(link)
+
+    async def once(link: Link) -> None:
+        await met(link)
+        await AllReduce(Ring()).mean(link, numbered(3001, link.rank), codec, Cell(like))
+
+    def sent(make: Make) -> list[int]:
+        lives = run_streams(kind, size, make)
+        raise_first(lives)
+        return [life.totals.sent for life in lives if isinstance(life, Lived)]
+
+    parts = [codec.size(like.part(p.start, p.stop, 0)) for p in parts_of(Ring(), (0,) * size, 3001)]
+    for part, before, after in zip(parts, sent(nothing), sent(once), strict=True):
+        assert after - before == (sum(parts) - part) + (size - 1) * part + 2 * (size - 1) * HEADER
