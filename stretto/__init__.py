@@ -18,17 +18,23 @@ if TYPE_CHECKING:
     from stretto.core import Strategy as Strategy
     from stretto.launch.join import join as join
     from stretto.strategies import allreduce as allreduce
+    from stretto.strategies import diloco as diloco
+    from stretto.strategies import local_sgd as local_sgd
+    from stretto.strategies import post_local_sgd as post_local_sgd
     from stretto.text import parse as parse
 
 _HOMES = {
     "Agent": "stretto.agent",
     "Strategy": "stretto.core",
     "allreduce": "stretto.strategies",
+    "diloco": "stretto.strategies",
     "join": "stretto.launch.join",
+    "local_sgd": "stretto.strategies",
     "parse": "stretto.text",
+    "post_local_sgd": "stretto.strategies",
 }
 
-__all__ = ["Agent", "Strategy", "allreduce", "join", "parse"]
+__all__ = ["Agent", "Strategy", "allreduce", "diloco", "join", "local_sgd", "parse", "post_local_sgd"]
 
 
 def __getattr__(name: str) -> Any:
