@@ -210,7 +210,7 @@ def _fork_coordinator(size: int, told: int, min_agents: int | None, words: Path)
     def be() -> NoReturn:
         try:
             os.setpgid(0, 0)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             gc.freeze()
             say = partial(print, file=words.open("w"), flush=True)
             with Coordinator(size, SECRET, "127.0.0.1", say=say, min_agents=min_agents) as coordinator:
@@ -250,7 +250,7 @@ def _live(env: Mapping[str, str], pipe: int, function: Callable[..., Any], args:
     code = 1
     try:
         os.setpgid(0, 0)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         gc.freeze()  # what pytest has opened is closed below, and must not be closed again when it is collected
         os.closerange(3, pipe)
         os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 65536 else 65536)

@@ -233,7 +233,6 @@ def _be_member(seat: Seat, rank: int, out: int, work: Work, parent: int) -> NoRe
         if os.getppid() != parent:
             os._exit(1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         torch.set_num_threads(1)
         torch.manual_seed(rank)
         team = Team(seat, rank, out)

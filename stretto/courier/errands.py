@@ -73,7 +73,6 @@ def be_courier(place: Place, pair: socket.socket, trainer: int, desk: Desk) -> N
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         gc.freeze()  # what the trainer has open is closed here, and must not be closed again when it is collected
         _close_others({0, 1, 2, pair.fileno(), *(s.fileno() for s in place.sockets)})

@@ -5,8 +5,8 @@ release them. Python sees to its own locks and the C library to its, but OpenSSL
 copy is locked stands still in its first handshake. So a child tries them before anything else, and one that stands
 still is ended, and another is forked.
 
-Ctrl-C in the moment of the fork is held back until both sides know what it means to them; what Python runs there
-swallows it.
+Ctrl-C in the moment of the fork is held back and comes after it: what Python runs there would swallow it. A mask would
+not do, for another thread may take the signal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import select
 import signal
 import ssl
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Final, NoReturn
 
 from stretto.errors import StrettoError
@@ -28,19 +31,33 @@ _TRIES: Final = 20
 
 
 def fork(child: Callable[[], NoReturn]) -> int:
-    """The pid of a new process that runs ``child``, which begins with SIGINT blocked."""
-    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    """The pid of a new process that runs ``child``. It hears no SIGINT before it says what that means to it."""
+    with _held_back():
         for _ in range(_TRIES):
             pid = _try(child)
             if pid is not None:
                 return pid
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
     raise StrettoError(
         f"{_TRIES} processes were forked and none can use OpenSSL: other threads of this process hold its locks; begin "
         "them after stretto.join()"
     )
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """SIGINT comes when this is over; in the child it does nothing."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: heard.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if heard:
+        before(*heard[0])
 
 
 def _try(child: Callable[[], NoReturn]) -> int | None:
@@ -66,11 +83,17 @@ def _try(child: Callable[[], NoReturn]) -> int | None:
 
 
 def _sound() -> bool:
-    """Can a thread of this process use OpenSSL?"""
-    trying = threading.Thread(target=_use, daemon=True)
-    trying.start()
-    trying.join(_PATIENCE)
-    return not trying.is_alive()
+    """Can a thread of this process, which has no other yet, use OpenSSL, and end?
+
+    OpenSSL takes locks at a thread's end too, when Python has already forgotten it; so the system is asked.
+    """
+    until = time.monotonic() + _PATIENCE
+    threading.Thread(target=_use, daemon=True).start()
+    while len(os.listdir("/proc/self/task")) > 1:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.0005)
+    return True
 
 
 def _use() -> None:
