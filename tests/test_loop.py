@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from stretto.links.loop import Loop, Waiter
+from stretto.links.loop import Loop, Task, Waiter
 
 
 @pytest.fixture
@@ -232,3 +232,31 @@ def test_a_closed_loop_leaves_no_descriptor() -> None:
         loop.run(value(1))
         loop.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_call_that_ends_the_loop_may_come_from_another_thread() -> None:
+    """The loop may be closed by what is called before the caller has woken it; no other descriptor is written then."""
+    for _ in range(300):
+        ready, over = threading.Event(), threading.Event()
+        loops: list[Loop] = []
+
+        def live(ready: threading.Event = ready, over: threading.Event = over, loops: list[Loop] = loops) -> None:
+            loop = Loop()
+            loops.append(loop)
+            ready.set()
+            while not over.is_set():
+                loop.ready.append(Task(loop, _nothing()))
+                loop.turn()
+            loop.close()
+
+        thread = threading.Thread(target=live)
+        thread.start()
+        ready.wait()
+        loops[0].call(over.set)
+        loops[0].call(over.set)
+        thread.join()
+        loops[0].call(over.set)
+
+
+async def _nothing() -> None:
+    return None

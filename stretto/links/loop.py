@@ -126,6 +126,7 @@ class Loop:
         self._order = itertools.count()
         self._calls: deque[Callable[[], object]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._gate = threading.Lock()
         self._thread = threading.get_ident()
         self.watch(self._wake, select.EPOLLIN, self._woken)
 
@@ -156,10 +157,14 @@ class Loop:
             self._epoll.unregister(fd)
 
     def call(self, function: Callable[[], object]) -> None:
-        """Run ``function`` in the loop's thread; may be called from any thread."""
-        self._calls.append(function)
-        if threading.get_ident() != self._thread:
-            os.eventfd_write(self._wake, 1)
+        """Run ``function`` in the loop's thread; may be called from any thread. A loop that is closed runs nothing."""
+        if threading.get_ident() == self._thread:
+            self._calls.append(function)
+            return
+        with self._gate:  # what is called may end and close the loop, before it is woken
+            if self._wake >= 0:
+                self._calls.append(function)
+                os.eventfd_write(self._wake, 1)
 
     def _woken(self, _: int) -> None:
         os.eventfd_read(self._wake)
@@ -200,4 +205,6 @@ class Loop:
         for fd in list(self._on):
             self.forget(fd)
         self._epoll.close()
-        os.close(self._wake)
+        with self._gate:
+            os.close(self._wake)
+            self._wake = -1
