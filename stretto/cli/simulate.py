@@ -38,7 +38,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 @click.command()
 @click.option("--faults", default="storm", show_default=True, help=f"What goes wrong: {', '.join(MIXES)}.")
-@click.option("--seeds", default=1000, show_default=True, help="How many runs, from --seed on.")
+@click.option("--seeds", default=100, show_default=True, help="How many runs of each, from --seed on.")
 @click.option("--strategy", help="How the agents synchronise. [default: every one, along every topology, in turn]")
 @click.option("--codecs", is_flag=True, help="Every codec in turn, instead of every topology.")
 @click.option("--agents", default="1..5", show_default=True, help="Least and most of them.")
@@ -83,20 +83,20 @@ def simulate(
         raise UsageError("give --seeds and --jobs 1 or more")
     command = f"stretto simulate --faults {faults} --seeds {seeds} --agents {agents} --seed {seed}"
     command += f" --strategy '{strategy}'" if strategy else " --codecs" if codecs else ""
-    begun = time.monotonic()
+    begun, runs = time.monotonic(), seeds * len(chosen)
     tallies = []
     with Live(console=console, transient=True) as live:
         work = storm(chosen, range(seed, seed + seeds), setting, jobs or len(os.sched_getaffinity(0)))
         for tally in work:
             tallies.append(tally)
-            live.update(_progress(tallies, seeds, time.monotonic() - begun))
+            live.update(_progress(tallies, runs, time.monotonic() - begun))
     seconds = time.monotonic() - begun
     result = Result(
         command=command,
         faults=faults,
-        runs=seeds,
+        runs=runs,
         seconds=round(seconds, 2),
-        per_minute=round(60 * seeds / seconds),
+        per_minute=round(60 * runs / seconds),
         rows=tuple(merged(tallies)),
     )
     show(console, result)
@@ -106,7 +106,7 @@ def simulate(
     if result.breaks:
         worst = result.breaks[0]
         raise StrettoError(
-            f"a promise is broken in {len(result.breaks)} of {seeds} runs; look at one with: stretto simulate --faults "
+            f"a promise is broken in {len(result.breaks)} of {runs} runs; look at one with: stretto simulate --faults "
             f"{faults} --agents {agents} --strategy '{worst.strategy}' --seed {worst.seed} --trace"
         )
 
@@ -133,9 +133,9 @@ def _trace(console: Console, seed: int, strategy: Strategy, setting: Setting) ->
     say("all promises were kept")
 
 
-def _progress(tallies: list[Tally], seeds: int, seconds: float) -> Text:
+def _progress(tallies: list[Tally], runs: int, seconds: float) -> Text:
     done, broken = sum(t.runs for t in tallies), sum(len(t.breaks) for t in tallies)
-    return Text(f"{done:,} of {seeds:,} runs, {60 * done / seconds:,.0f} a minute; {broken} broken promises")
+    return Text(f"{done:,} of {runs:,} runs, {60 * done / seconds:,.0f} a minute; {broken} broken promises")
 
 
 def show(console: Console, result: Result) -> None:

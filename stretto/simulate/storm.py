@@ -170,9 +170,9 @@ def _without_collecting() -> Iterator[None]:
 
 
 def storm(strategies: Sequence[Strategy], seeds: range, setting: Setting, jobs: int = 1) -> Iterator[Tally]:
-    """All seeds, dealt to the strategies in lots and to ``jobs`` processes; a tally a lot, as they come."""
+    """All seeds with each of the strategies, in lots that ``jobs`` processes play; a tally a lot, as they come."""
     lots = [range(at, min(at + _LOT, seeds.stop)) for at in range(seeds.start, seeds.stop, _LOT)]
-    work = [(lot, strategies[i % len(strategies)], setting) for i, lot in enumerate(lots)]
+    work = [(lot, strategy, setting) for lot in lots for strategy in strategies]
     if jobs == 1:
         yield from map(_lot, work)
         return
