@@ -296,6 +296,36 @@ class Exchange(Protocol):
         ...
 
 
+class Mixing(Protocol):
+    """How an agent's tensor is mixed with those of some others, who need not all agree.
+
+    What comes of it is this agent's alone. It may fail at any agent, and then that one's tensor stays as it was.
+    """
+
+    kind: ClassVar[str] = "mixing"
+
+    async def mix(self, link: Link, x: Tensor, codec: Codec, cell: Cell, clock: int) -> Tensor:
+        """What ``x`` (1-d, floating, of ``cell.like``; it is not written) becomes at this agent, as new memory.
+
+        Args:
+            clock: the agents' common count of steps: who talks to whom may follow from it.
+            cell: what this agent remembers of it; None again when an epoch begins.
+
+        Raises:
+            PeerLost: somebody who was needed is gone.
+        """
+        ...
+
+
+@runtime_checkable
+class Served(Protocol):
+    """A mixing in which agents answer others while they themselves do something else."""
+
+    async def serve(self, link: Link, codec: Codec, cell: Cell) -> None:
+        """Answer whoever asks, from the same ``cell``, until the epoch ends."""
+        ...
+
+
 class Schedule(Protocol):
     """When an exchange is due."""
 
@@ -313,9 +343,35 @@ class Outer(Protocol):
     def update(self, mean: Tensor, state: State) -> tuple[Tensor, State]: ...
 
 
+class Landing(Protocol):
+    """When what all agreed on lands on an agent's own weights, and what remains of these."""
+
+    kind: ClassVar[str] = "landing"
+
+    @property
+    def behind(self) -> int:
+        """Steps that agents train on while it is under way."""
+        ...
+
+    def land(self, own: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """This agent's new weights: of its ``own``, and of what all agreed on ``before`` and ``after`` this time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What some agents mix among themselves, between two agreements of all: by ``mixing``, when ``schedule`` says."""
+
+    schedule: Schedule
+    mixing: Mixing
+
+
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """What x when x how x wire x landing. A value: print it, hash it, send it, compare it."""
+    """What x when x how x wire x landing. A value: print it, hash it, send it, compare it.
+
+    ``beside`` all that: what only some of the agents do together.
+    """
 
     kind: ClassVar[str] = "strategy"
 
@@ -324,6 +380,8 @@ class Strategy:
     exchange: Exchange
     codec: Codec
     outer: Outer
+    landing: Landing
+    beside: Beside | None = None
     text: str = field(compare=False)
 
     def __str__(self) -> str:

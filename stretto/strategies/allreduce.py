@@ -6,6 +6,7 @@ from stretto.codecs.identity import Identity
 from stretto.core import Codec, Strategy, Topology
 from stretto.errors import UsageError
 from stretto.exchanges.allreduce import AllReduce
+from stretto.landings import Replace
 from stretto.outers import Mean
 from stretto.schedules import Every
 from stretto.text import call_text, coerce, named
@@ -39,5 +40,6 @@ def allreduce(*, topology: Topology | str = Auto(), codec: Codec | str = Identit
         exchange=AllReduce(along),
         codec=wire,
         outer=Mean(),
+        landing=Replace(),
         text=written,
     )

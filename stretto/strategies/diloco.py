@@ -5,6 +5,7 @@ from __future__ import annotations
 from stretto.codecs.identity import Identity
 from stretto.core import Codec, Strategy, Topology
 from stretto.exchanges.allreduce import AllReduce
+from stretto.landings import Replace
 from stretto.outers import Nesterov
 from stretto.schedules import Every
 from stretto.text import call_text, coerce, named
@@ -45,5 +46,6 @@ def diloco(
         exchange=AllReduce(along),
         codec=wire,
         outer=Nesterov(outer_lr, outer_momentum),
+        landing=Replace(),
         text=call_text(diloco, values),
     )

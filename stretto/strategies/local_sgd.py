@@ -5,6 +5,7 @@ from __future__ import annotations
 from stretto.codecs.identity import Identity
 from stretto.core import Codec, Strategy, Topology
 from stretto.exchanges.allreduce import AllReduce
+from stretto.landings import Replace
 from stretto.outers import Mean
 from stretto.schedules import After, Every
 from stretto.text import call_text, coerce, named
@@ -36,6 +37,7 @@ def local_sgd(every: int = 16, *, topology: Topology | str = Auto(), codec: Code
         exchange=AllReduce(along),
         codec=wire,
         outer=Mean(),
+        landing=Replace(),
         text=call_text(local_sgd, {"every": every, "topology": along, "codec": wire}),
     )
 
@@ -65,5 +67,6 @@ def post_local_sgd(
         exchange=AllReduce(along),
         codec=wire,
         outer=Mean(),
+        landing=Replace(),
         text=call_text(post_local_sgd, {"start": start, "every": every, "topology": along, "codec": wire}),
     )

@@ -1,0 +1,1 @@
+"""Who mixes with whom, and by which weights."""
