@@ -4,6 +4,9 @@ A part (a topology, codec, strategy, policy, …) is registered by decorating it
 makes it, with ``@named("ring", kind="topology")``. The signature decides the canonical text: parameters that may be
 given by position are printed by position, keyword-only ones as ``name=value``, and defaults are left out.
 
+Parts of different kinds may share a name: ``ring`` is a topology and a graph. In an argument it is the one of the kind
+that the parameter is named after, else of the kind that it stands in.
+
     text   = name | name "(" arg {"," arg} ")" | text "+" text
     arg    = [ident "="] value
     value  = text | number | "true" | "false" | "none" | quoted string | "{" key ":" value {"," key ":" value} "}"
@@ -18,6 +21,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
 from stretto.errors import UnknownName, UsageError
@@ -35,10 +39,17 @@ class _Part:
     make: Callable[..., Any]
     signature: inspect.Signature
 
+    def awaits(self, parameter: str | int) -> str:
+        """The kind of part that a parameter (its name, or its place) is for."""
+        if isinstance(parameter, int):
+            parameter = next(islice(self.signature.parameters, parameter, None), self.kind)
+        return parameter if any(parameter in alike for alike in _parts.values()) else self.kind
+
 
 Pairs: TypeAlias = tuple[tuple[str, Any], ...]
 
-_parts: dict[str, _Part] = {}
+_parts: dict[str, dict[str, _Part]] = {}
+"""By name, then by kind."""
 _sums: dict[str, Callable[[Any, Any], Any]] = {}
 _by_make: dict[Callable[..., Any], _Part] = {}
 
@@ -47,10 +58,10 @@ def named(name: str, *, kind: str) -> Callable[[F], F]:
     """Register a class or factory under ``name``; its ``str()`` becomes its canonical text."""
 
     def register(make: F) -> F:
-        if name in _parts and _parts[name].make.__module__ != make.__module__:
-            raise ValueError(f"{name!r} is taken by {_parts[name].make}")
-        part = _Part(name, kind, make, inspect.signature(make))
-        _parts[name] = part
+        alike = _parts.setdefault(name, {})
+        if kind in alike and alike[kind].make.__module__ != make.__module__:
+            raise ValueError(f"{name!r} is taken by {alike[kind].make}")
+        part = alike[kind] = _Part(name, kind, make, inspect.signature(make))
         _by_make[make] = part
         if inspect.isclass(make) and "__str__" not in vars(make):
             setattr(make, "__str__", _text_of_instance)  # noqa: B010
@@ -87,7 +98,7 @@ def split(text: str) -> list[str]:
 
 def names(kind: str) -> list[str]:
     """Registered names of one kind, sorted."""
-    return sorted(p.name for p in _parts.values() if p.kind == kind)
+    return sorted(name for name, alike in _parts.items() if kind in alike)
 
 
 def call_text(make: Callable[..., Any], arguments: dict[str, Any]) -> str:
@@ -248,9 +259,10 @@ class _Reader:
         return self.part(token, kind, depth)
 
     def part(self, name: str, kind: str, depth: int) -> Any:
-        part = _parts.get(name)
-        if part is None:
+        alike = _parts.get(name)
+        if alike is None:
             raise UnknownName(kind if depth == 0 else "part", name, names(kind) if depth == 0 else _parts)
+        part = alike.get(kind) or next(iter(alike.values()))
         args: list[Any] = []
         keywords: dict[str, Any] = {}
         if self.peek()[1] == "(":
@@ -261,11 +273,11 @@ class _Reader:
                     self.take("=")
                     if key in keywords:
                         raise UsageError(f"{name} is given {key!r} twice in {self.text!r}")
-                    keywords[key] = self.value(kind, depth + 1)
+                    keywords[key] = self.value(part.awaits(key), depth + 1)
                 elif keywords:
                     raise UsageError(f"in {self.text!r} an argument by position follows one by name")
                 else:
-                    args.append(self.value(kind, depth + 1))
+                    args.append(self.value(part.awaits(len(args)), depth + 1))
                 if self.peek()[1] != ")":
                     self.take(",")
             self.take(")")
