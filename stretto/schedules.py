@@ -48,3 +48,14 @@ class After:
 
     def due(self, step: int) -> bool:
         return step < self.start or (step + 1 - self.start) % self.steps == 0
+
+
+@named("never", kind="schedule")
+@dataclass(frozen=True)
+class Never:
+    """Only when somebody comes, asks, or the run ends."""
+
+    kind: ClassVar[str] = "schedule"
+
+    def due(self, step: int) -> bool:
+        return False
