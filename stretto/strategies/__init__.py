@@ -2,6 +2,17 @@
 
 from stretto.strategies.allreduce import allreduce
 from stretto.strategies.diloco import diloco
+from stretto.strategies.gossip_sgd import gossip_sgd
+from stretto.strategies.hierarchical_local_sgd import hierarchical_local_sgd
 from stretto.strategies.local_sgd import local_sgd, post_local_sgd
+from stretto.strategies.push_sum import push_sum
 
-__all__ = ["allreduce", "diloco", "local_sgd", "post_local_sgd"]
+__all__ = [
+    "allreduce",
+    "diloco",
+    "gossip_sgd",
+    "hierarchical_local_sgd",
+    "local_sgd",
+    "post_local_sgd",
+    "push_sum",
+]

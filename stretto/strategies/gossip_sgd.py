@@ -1,0 +1,57 @@
+"""Decentralised SGD: every agent trains by itself and mixes its weights with its neighbours'."""
+
+from __future__ import annotations
+
+from stretto.codecs.identity import Identity
+from stretto.core import Beside, Codec, Strategy
+from stretto.exchanges.allreduce import AllReduce
+from stretto.exchanges.gossip import Gossip, check_alone
+from stretto.graphs.peers import Peers
+from stretto.graphs.ring import Ring
+from stretto.landings import Replace
+from stretto.outers import Mean
+from stretto.schedules import Every, Never
+from stretto.text import call_text, coerce, named
+from stretto.topologies.auto import Auto
+
+
+@named("gossip_sgd", kind="strategy")
+def gossip_sgd(
+    graph: Peers | str = Ring(),  # noqa: B008
+    every: int = 1,
+    *,
+    rate: float = 1.0,
+    codec: Codec | str = Identity(),  # noqa: B008
+) -> Strategy:
+    """Every ``every`` batches each agent's weights become a weighted mean of its own and its neighbours' on ``graph``.
+
+    Nobody waits for more than its neighbours, and no tensor crosses the network more than once. All agree (on the mean
+    of all weights) only when somebody comes, asks, or the run ends. What is sent are drifts since then, and what a codec
+    loses of them grows with them: ``int8`` and ``randomk(0.1, scaled=false)`` bear that, codecs of few bits do not.
+
+    A death costs the mixings that need the dead: they fail, and what each agent has stands until all agree, which is
+    next. What the dead had trained since all last agreed is trained by others. What others had of it by mixing remains
+    in their weights, and what the dead had of theirs is gone: the mean of the weights moves by as much.
+
+    Lian et al.: Can decentralized algorithms outperform centralized algorithms?, NeurIPS 2017 (arXiv 1705.09056),
+    algorithm 1, whose gradients are taken before mixing, and here after it.
+
+    Raises:
+        UsageError: ``every``, ``rate`` or ``graph`` cannot be, or the codec needs the mean of all agents.
+
+    >>> str(gossip_sgd("torus", 4, codec="int8"))
+    'gossip_sgd(torus, 4, codec=int8)'
+    """
+    along: Peers = coerce(graph, "graph")
+    wire: Codec = coerce(codec, "codec")
+    check_alone(wire)
+    return Strategy(
+        signal="drift",
+        schedule=Never(),
+        exchange=AllReduce(Auto()),
+        codec=wire,
+        outer=Mean(),
+        landing=Replace(),
+        beside=Beside(Every(every), Gossip(along, rate, every)),
+        text=call_text(gossip_sgd, {"graph": along, "every": every, "rate": rate, "codec": wire}),
+    )
