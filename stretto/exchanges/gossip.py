@@ -26,8 +26,10 @@ from stretto.codecs.identity import Identity
 from stretto.core import Cell, Codec, Link
 from stretto.errors import UsageError
 from stretto.graphs.peers import Peers, Row
+from stretto.text import named
 
 
+@named("gossip", kind="mixing")
 @dataclass(frozen=True)
 class Gossip:
     """x ← x + rate (W q - q), along a balanced ``graph``.
@@ -53,7 +55,7 @@ class Gossip:
         check_turns(self, self.rate, self.every)
         if not self.graph.balanced:
             raise UsageError(
-                f"gossip: along graph={self.graph} agents do not hear as much as they tell, so that no mean is kept: "
+                f"{self}: along graph={self.graph} agents do not hear as much as they tell, so that no mean is kept: "
                 "use push_sum, or graph=exponential"
             )
 

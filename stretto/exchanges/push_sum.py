@@ -21,8 +21,10 @@ from stretto.codecs.identity import Identity
 from stretto.core import Cell, Codec, Like, Link
 from stretto.exchanges.gossip import blend, check_turns
 from stretto.graphs.peers import Peers
+from stretto.text import named
 
 
+@named("push_sum", kind="mixing")
 @dataclass(frozen=True)
 class PushSum:
     """z ← (W x) / (W w), along any ``graph``: what is given and returned is z.

@@ -12,6 +12,7 @@ from stretto.core import Cell, Codec, Like, Link, Network, Topology
 from stretto.errors import UsageError
 from stretto.exchanges.allreduce import AllReduce
 from stretto.exchanges.narrow import Narrow
+from stretto.text import named
 from stretto.topologies.auto import Auto
 from stretto.topologies.native import Native
 
@@ -22,6 +23,7 @@ _INSIDE: Final = Network()
 PLAIN: Final = Auto()
 
 
+@named("within", kind="mixing")
 @dataclass(frozen=True)
 class Within:
     """Each agent's tensor becomes the mean of those on its machine (``link.hosts``), the same bits at all of these.
@@ -39,7 +41,7 @@ class Within:
     def __post_init__(self) -> None:
         if isinstance(self.topology, Native):
             raise UsageError(
-                "within: topology=native takes the mean of all agents, not of a machine's: use topology=auto"
+                f"{self}: topology=native takes the mean of all agents, not of a machine's: use topology=auto"
             )
 
     async def mix(self, link: Link, x: Tensor, codec: Codec, cell: Cell, clock: int) -> Tensor:

@@ -26,7 +26,7 @@ def gossip_sgd(
     """Every ``every`` batches each agent's weights become a weighted mean of its own and its neighbours' on ``graph``.
 
     Nobody waits for more than its neighbours, and no tensor crosses the network more than once. All agree (on the mean
-    of all weights) only when somebody comes, asks, or the run ends. What is sent are drifts since then, and what a codec
+    of all weights) only when somebody comes, asks, or the run ends. Sent are drifts since then, and what a codec
     loses of them grows with them: ``int8`` and ``randomk(0.1, scaled=false)`` bear that, codecs of few bits do not.
 
     A death costs the mixings that need the dead: they fail, and what each agent has stands until all agree, which is
