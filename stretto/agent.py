@@ -22,24 +22,26 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stretto import state, strategies
-from stretto.buckets import BufferRule, Send, Wait, layouts
-from stretto.checkpoint import Keep, rng
+from stretto.buckets import BufferRule, Room, layouts
+from stretto.checkpoint import Keep
 from stretto.core import Epoch, Member, Network, Strategy
 from stretto.courier import Courier, Place
 from stretto.data import Shard
 from stretto.drifts import Drifts
 from stretto.errors import NonFinite, UsageError
-from stretto.gradients import Gradients
+from stretto.gradients import Gradients, Send, Wait
 from stretto.holdings import Holdings
+from stretto.keeping import Keeping
 from stretto.ledger import shares_of
-from stretto.loose import Loose
+from stretto.loose import NOTICE, Loose
 from stretto.pace import Pace
 from stretto.preparing import check, check_native, describe, is_native, named, spread
 from stretto.report import Report
 from stretto.saving import EVERY, Saver
-from stretto.session import Closing, epoch_of
+from stretto.session import Closing, Layout, epoch_of
 from stretto.text import coerce
 from stretto.trace import Trace
+from stretto.wire import Wire, finish
 
 _NUMBERS = -1
 _FINEST = 16
@@ -63,7 +65,6 @@ class Agent:
     ) -> None:
         """``left()`` is called when it has left."""
         self._left = left
-        self._saver, self._begun = saver, False
         self._holds = Holdings()
         self.link = place.link if place else "none"
         self.label = place.seat.label if place else 0
@@ -74,6 +75,9 @@ class Agent:
         self.trace = Trace(place.trace if place else None, self.label)
         self.trace.event("join", epoch=self.epoch.number, agents=self.size, hosts=self.epoch.hosts, link=self.link)
         self._courier = Courier(place) if place else None
+        self._keeping = Keeping(
+            saver, self._holds, self._courier, self.label, lambda: (self.epoch, self.rank), self.trace, _say
+        )
         self._groups: list[Gradients | Drifts] = []
         self._late = place is not None and uid not in self.epoch.uids
         self._turns: deque[Gradients] = deque()
@@ -127,25 +131,30 @@ class Agent:
             raise UsageError(f"{chosen}: agents that train by themselves prepare once: give prepare() all at once")
         if courier is None and chosen.signal == "gradient":
             return
-        options: dict[str, Any] = {
-            "allocate": courier.allocate if courier else lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8),
-            "send": self._sender(group, fence=chosen.signal == "drift") if courier else self._alone,
-            "closed": self._closed,
-            "wishes": lambda: self._saver is not None and self.rank == 0 and self._saver.due(),
-            "leads": lambda: self.rank == 0,
-            "buffers": buffers,
-            "apart": courier is not None and courier.apart,
-        }
+        allocate = courier.allocate if courier is not None else lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8)
+        apart = courier is not None and courier.apart
+        room = Room(allocate, apart=apart, buffers=buffers, leads=lambda: self.rank == 0)
         if chosen.signal == "gradient":
-            self._groups.append(Gradients(models, turns=self._turns, **options))
+            send = self._sender(group)
+            made = Gradients(models, room, send, closed=self._closed, wishes=self.wishes, turns=self._turns)
+            self._groups.append(made)
+            lies = layouts(made.buckets, named(models))
         else:
-            drifts = Drifts(models, chosen.outer, **options)
-            local = [o for o in others if isinstance(o, Optimizer | torch.amp.GradScaler)]
+            drifts = Drifts(models, chosen, room)
             self._groups.append(drifts)
-            self._holds.loose = Loose(chosen.schedule, drifts, local, lambda: self._holds.drawn, late=self._late)
+            lies = [*layouts(drifts.buckets, named(models)), Layout(0)]
+            self._hold_loosely(chosen, drifts, Wire(self, courier, group), room, others)
         if courier is not None:
-            native = courier.apart and is_native(chosen)
-            courier.use(group, str(chosen), layouts(self._groups[-1].buckets, named(models)), native=native)
+            courier.use(group, str(chosen), lies, native=courier.apart and is_native(chosen))
+
+    def _hold_loosely(self, chosen: Strategy, drifts: Drifts, wire: Wire, room: Room, others: list[Any]) -> None:
+        notices = room.allocate(4 * 16 * NOTICE).view(torch.float32)  # (lines of their own)
+        notice = (notices[:NOTICE], notices[-NOTICE:] if room.apart else notices[:NOTICE])
+        holds = self._holds
+        holds.local = [o for o in others if isinstance(o, Optimizer | torch.amp.GradScaler)]
+        holds.loose = loose = Loose(chosen, drifts, notice, wire, late=self._late)
+        for optimizer in [o for o in others if isinstance(o, Optimizer)][-1:]:
+            optimizer.register_step_post_hook(lambda *_: finish(loose.stepped()))
 
     def shard(
         self,
@@ -179,9 +188,11 @@ class Agent:
             self.weigh(share)
             if pace is not None and self._courier is not None:
                 pace.drawn(share, self._courier.waited)
-            by_clock = self._courier is None and self._holds.loose is None
-            if self._saver is not None and (self._saver.wanted or (by_clock and self._saver.due())):
-                self._save()
+
+        def draw(end: bool) -> None:
+            if self._holds.loose is not None:
+                finish(self._holds.loose.draw(end))
+            self._keeping.save_if_due()
 
         shard = Shard(
             dataset,
@@ -193,8 +204,8 @@ class Agent:
             workers=workers,
             shuffle=shuffle,
             on_batch=drawn,
-            on_begin=self._begin_once,
-            on_draw=lambda end: self._holds.loose.draw(end) if self._holds.loose else None,
+            on_begin=self._keeping.begin,
+            on_draw=draw,
             fenced=self._courier is not None or self._holds.loose is not None,
             members=self.epoch.uids,
         )
@@ -220,48 +231,7 @@ class Agent:
         Raises:
             DataError: this agent cannot write there, or what is there is another model's.
         """
-        self._saver, self._begun = Saver(place, every, keep, _say), False
-        return self._go_on()
-
-    def _begin_once(self) -> None:
-        self._go_on()
-
-    def _go_on(self) -> bool:
-        """Once, at the beginning: agree on where we begin."""
-        if self._saver is None or self._begun:
-            return False
-        self._begun = True
-        choice = self._saver.choose(self.label) if self.rank == 0 else ""
-        if self._courier is not None:
-            told = self._courier.spread(choice)
-            if told is None:
-                return False  # a newcomer: it gets the others' state, and the name under which they save
-            choice = told
-        name = self._saver.begin(choice, self.rank)
-        if name is None:
-            return False
-        shared, owns = self._saver.load(name, self.rank, self.size, self._tree())
-        self._holds.become(shared)
-        if self._courier is not None:
-            self._courier.assume(self._holds.network)
-            self._courier.remember(state.packed([own["codecs"] for own in owns]), self.size / name.parts)
-        if name.parts == self.size:
-            rng.replay(owns[0]["random"])
-        if owns:
-            self._holds.become_own(owns[0]["local"])
-        self.trace.event("resume", step=self.steps, checkpoint=str(name), digest=self.digest())
-        return True
-
-    def _save(self) -> None:
-        assert self._saver is not None
-        if self._courier is None:
-            self._holds.steps = max((shard.ledger.steps for shard in self._holds.shards), default=0)
-        own = {
-            "codecs": state.unpack(self._courier.remembered()) if self._courier is not None else [],
-            "local": self._holds.own(),
-        }
-        self._saver.save(self.steps, self.rank, self.size, self._tree(), own)
-        self.trace.event("checkpoint", step=self.steps, part=self.rank, parts=self.size)
+        return self._keeping.at(place, every, keep)
 
     def weigh(self, share: float) -> None:
         """Let the gradients of the next backward count ``share`` times (1 is an equal part). ``shard`` calls it."""
@@ -283,6 +253,7 @@ class Agent:
         """
         if self._courier is None:
             return value
+        self._collect()
         x, mean = self._courier.scratch[:128].view(torch.float64).view(2, 8)[:, :1]
         x[0] = value
         closing = self._courier.mean(_NUMBERS, x, mean)()
@@ -328,36 +299,59 @@ class Agent:
 
     def snapshot(self, room: Callable[[int], Tensor]) -> Tensor:
         """All that a newcomer needs to go on as we do, as it is between two steps."""
-        return state.pack(self._tree(), room)
+        return state.pack(self._keeping.tree(), room)
 
     def take_over(self, memory: Tensor) -> None:
         """Become what another agent's snapshot says."""
         tree = state.unpack(memory.clone())  # what loads it may keep views, and the memory is used again
         self._holds.become(tree, join=True)
-        if self._saver is not None and tree["run"]:
-            self._saver.join(tree["run"])
+        self._keeping.join(tree["run"])
 
-    def _tree(self) -> dict[str, Any]:
-        return self._holds.tree(self._saver.run if self._saver is not None else "")
+    # What those who exchange for us ask and tell
 
-    def _closed(self, closing: Closing, wished: bool) -> None:
-        """A backward's round has ended: its samples are trained, by those who took part."""
+    @property
+    def drawn(self) -> int | None:
+        """Batches that all have drawn so far; None where nothing is dealt."""
+        return self._holds.drawn
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        return self.epoch.uids
+
+    def wishes(self) -> bool:
+        """Is it time for a checkpoint?"""
+        return self._keeping.due
+
+    def trained(self, closing: Closing, *, save: bool, but: int) -> None:
+        """An agreement has ended: what was drawn before is trained by those who took part, but the last batches."""
         if closing.alone:
             return
-        if wished and self._saver is not None:
-            self._saver.wanted = True
-        if self._in_fence:
-            holds = self._holds
-            before = [shard.ledger.epoch for shard in holds.shards]
-            holds.steps = holds.drawn if holds.loose and holds.drawn is not None else holds.steps + 1
-            for shard in holds.shards:
-                shard.committed(closing.contributors)
-            self.moved(closing)
-            for shard, epoch in zip(holds.shards, before, strict=True):
-                if shard.ledger.epoch > epoch and id(shard) in self._paces:
-                    self._balance(shard, self._paces[id(shard)])
+        if save:
+            self._keeping.wish()
+        drawn = self._holds.drawn
+        self._commit(closing, steps=1 if drawn is None else drawn - but - self._holds.steps, but=but)
+
+    def _closed(self, closing: Closing, wished: bool) -> None:
+        """A backward's round has ended; maybe the first since a batch was drawn."""
+        if closing.alone:
             return
+        if wished:
+            self._keeping.wish()
+        if self._in_fence:
+            self._commit(closing, steps=1, but=0)
+        else:
+            self.moved(closing)
+
+    def _commit(self, closing: Closing, *, steps: int, but: int) -> None:
+        holds = self._holds
+        before = [shard.ledger.epoch for shard in holds.shards]
+        holds.steps += steps
+        for shard in holds.shards:
+            shard.committed(closing.contributors, but=but if shard is holds.shards[0] else 0)
         self.moved(closing)
+        for shard, epoch in zip(holds.shards, before, strict=True):
+            if shard.ledger.epoch > epoch and id(shard) in self._paces:
+                self._balance(shard, self._paces[id(shard)])
 
     def _balance(self, shard: Shard, pace: Pace) -> None:
         """An epoch has ended: compare speeds, and deal the next one by them."""
@@ -385,7 +379,12 @@ class Agent:
     def synchronise(self) -> None:
         """Exchange now what the strategy would exchange later. All agents call it, after the same batch."""
         if self._holds.loose is not None:
-            self._holds.loose.synchronise()
+            finish(self._holds.loose.synchronise())
+
+    def _collect(self) -> None:
+        """One round at a time: what is under way first."""
+        if self._holds.loose is not None:
+            finish(self._holds.loose.collect())
 
     def _settle_in(self) -> None:
         """All members of an epoch do this first."""
@@ -402,11 +401,7 @@ class Agent:
         self._go(failed=getattr(sys, "last_value", None) is not None)
 
     def _go(self, *, failed: bool) -> None:
-        if self._saver is not None and not failed:
-            self._saver.close()  # what is under way first: the last one is not skipped
-            self._save()
-            self._saver.close()
-        self._saver = None
+        self._keeping.close(failed=failed)
         if self._courier is not None:
             self.trace.event("leave", failed=failed, waited=self._courier.waited)
             self.trace.close()
@@ -421,11 +416,11 @@ class Agent:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._go(failed=error is not None)
 
-    def _sender(self, group: int, *, fence: bool = False) -> Send:
+    def _sender(self, group: int) -> Send:
         def send(bucket: int, of: int, x: Tensor, mean: Tensor) -> Wait:
             assert self._courier is not None
             if bucket == 0:
-                self._in_fence, self._fence = fence or self._fence, not self._holds.shards
+                self._in_fence, self._fence = self._fence, not self._holds.shards
             wait = self._courier.mean(group, x, mean, bucket=bucket, of=of, fence=self._in_fence)
             return lambda: self._at_step(wait)
 
@@ -436,11 +431,6 @@ class Agent:
             return wait()
         except NonFinite as e:
             raise NonFinite(f"step {self.steps + 1}: {e}") from None
-
-    def _alone(self, bucket: int, of: int, x: Tensor, mean: Tensor) -> Wait:
-        """Everybody's mean is one's own."""
-        self._in_fence = True
-        return lambda: Closing(0, self.epoch.uids)
 
 
 def _say(text: str) -> None:

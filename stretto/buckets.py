@@ -25,10 +25,22 @@ BUCKET = 4 << 20
 
 BufferRule: TypeAlias = Literal["mean", "broadcast", "local"]
 
-Wait: TypeAlias = Callable[[], Closing | None]
 
-Send: TypeAlias = Callable[[int, int, Tensor, Tensor], Wait]
-"""``send(bucket, of, flat, mean)`` begins the exchange of one of ``of`` buckets, and returns what waits for it."""
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Where buckets lie, and what rides in them.
+
+    Attributes:
+        allocate: ``allocate(nbytes)`` gives zeroed memory (uint8) that the courier sees.
+        apart: may what is sent and its mean not be the same memory?
+        buffers: what becomes of floating-point buffers.
+        leads: is this agent the one whose buffers all others take (rule ``"broadcast"``)?
+    """
+
+    allocate: Callable[[int], Tensor]
+    apart: bool = False
+    buffers: BufferRule = "mean"
+    leads: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +109,11 @@ class Bucket:
         self.flags.fill_(1.0)
 
     @property
+    def leaving(self) -> Tensor:
+        """The elements that leave."""
+        return self._cut(self.flat)[0]
+
+    @property
     def passengers(self) -> Tensor:
         """Room for what rides along."""
         return self._cut(self.flat)[4]
@@ -162,13 +179,11 @@ class Bucket:
 
 
 class Passengers:
-    """The floating-point buffers of models, which ride in the last bucket by ``rule``.
+    """The floating-point buffers of models, which ride in the last bucket by the rule of ``room``."""
 
-    ``leads``: is this agent the one whose buffers all others take (rule ``"broadcast"``)?
-    """
-
-    def __init__(self, models: Sequence[nn.Module], rule: BufferRule, leads: Callable[[], bool]) -> None:
-        self._rule, self._leads = rule, leads
+    def __init__(self, models: Sequence[nn.Module], room: Room) -> None:
+        rule, self._leads = room.buffers, room.leads
+        self._rule = rule
         self._buffers = list({id(b): b for m in models for b in m.buffers() if b.is_floating_point()}.values())
         if rule == "local":
             self._buffers = []
@@ -211,23 +226,29 @@ class Passengers:
             self._agreed = mean / rode
 
 
-def buckets_of(
-    models: Sequence[nn.Module], riding: int, allocate: Callable[[int], Tensor], *, apart: bool
-) -> list[Bucket]:
-    """The trainable parameters of ``models`` in buckets, with ``riding`` elements more.
+def trainable(models: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of all ``models``, each once."""
+    return list({id(p): p for m in models for p in m.parameters() if p.requires_grad}.values())
 
-    ``allocate(nbytes)`` gives zeroed shared memory (uint8); ``apart``: the mean needs memory of its own.
-    """
-    parameters = list({id(p): p for m in models for p in m.parameters() if p.requires_grad}.values())
-    plans = plan_buckets([(p.numel(), p.dtype) for p in parameters], riding)
-    flats = _laid_out(plans, allocate)
-    means = _laid_out(plans, allocate) if apart else [None] * len(plans)
+
+def buckets_of(parameters: Sequence[nn.Parameter], riding: int, room: Room, most: int = BUCKET) -> list[Bucket]:
+    """These parameters in buckets of about ``most`` bytes, with ``riding`` elements more."""
+    plans = plan_buckets([(p.numel(), p.dtype) for p in parameters], riding, most)
+    flats = _laid_out(plans, room.allocate)
+    means = _laid_out(plans, room.allocate) if room.apart else [None] * len(plans)
     return [Bucket(p, f, parameters, m) for p, f, m in zip(plans, flats, means, strict=True)]
 
 
 def layouts(buckets: Sequence[Bucket], named: Mapping[int, Named]) -> list[Layout]:
     """What lies in each bucket; ``named`` knows parameters by their ``id``."""
-    return [Layout(b.plan.gradients, tuple(named[id(p)] for p in b.parameters)) for b in buckets]
+    return [
+        Layout(
+            b.plan.gradients,
+            tuple(named[id(p)] for p in b.parameters),
+            str(b.plan.dtype).removeprefix("torch."),
+        )
+        for b in buckets
+    ]
 
 
 def _laid_out(plans: Sequence[Plan], allocate: Callable[[int], Tensor]) -> list[Tensor]:

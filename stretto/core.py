@@ -327,11 +327,19 @@ class Served(Protocol):
 
 
 class Schedule(Protocol):
-    """When an exchange is due."""
+    """When an exchange is due, and of what."""
 
     kind: ClassVar[str] = "schedule"
 
+    @property
+    def fragments(self) -> int:
+        """Into how many the parameters are cut, to be exchanged in turn; 0: none are, only who trained what."""
+        ...
+
     def due(self, step: int) -> bool: ...
+    def turn(self, step: int) -> int:
+        """Which fragment's turn it is, at a step at which one is due."""
+        ...
 
 
 class Outer(Protocol):
@@ -360,10 +368,14 @@ class Landing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What some agents mix among themselves, between two agreements of all: by ``mixing``, when ``schedule`` says."""
+    """What some agents mix among themselves, between two agreements of all: by ``mixing``, when ``schedule`` says.
+
+    Agents train on meanwhile if it is ``behind``: what it changed is added when the next one is due.
+    """
 
     schedule: Schedule
     mixing: Mixing
+    behind: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

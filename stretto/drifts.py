@@ -1,103 +1,138 @@
-"""The drift of weights: every agent trains by itself, and what it moved away by is exchanged now and then.
+"""The drift of weights: what agents that train by themselves moved away by, and how what all agreed on lands.
 
-Theory of operation. *Anchors* are the weights that all agreed on last. Between two exchanges each agent's optimizer
+Theory of operation. *Anchors* are the weights that all agreed on last. Between two agreements each agent's optimizer
 moves its own weights; the *drift* is anchor less weights, a gradient by its sign. The mean drift goes to the strategy's
-outer optimizer, which makes a step of it; it is taken from the anchors, and everybody's weights are these again.
+outer optimizer, which makes a step of it; it is taken from the anchors, and the strategy's landing says what becomes of
+an agent's own weights.
 
 A batch counts for its share: where agents' batches differ in size, an agent's gradients are scaled by its part before
 its optimizer sees them, so that the mean drift of plain SGD after one step is that of the whole batch.
 
 What is shared by all, at any time: anchors, buffers as they were averaged last, and what the outer optimizer remembers.
 That is what a newcomer is given. What an agent's own optimizer remembers is its own.
+
+Parameters are cut into *fragments*, each of whole parameters and in buckets of its own, which may be agreed on at
+different times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stretto.buckets import BufferRule, Passengers, Send, buckets_of
-from stretto.core import Outer
-from stretto.errors import Diverged
+from stretto.buckets import BUCKET, Bucket, Passengers, Room, buckets_of, trainable
+from stretto.core import Strategy
+from stretto.errors import Diverged, UsageError
+from stretto.landings import Replace
 from stretto.session import Closing
+
+_LEAP = Replace()
 
 
 class Drifts:
-    """The drift of one or several models, exchanged together. Arguments as of :class:`stretto.gradients.Gradients`.
-
-    ``outer`` makes a step of the mean drift.
+    """The drift of one or several models, exchanged together, as ``strategy`` says.
 
     Attributes:
+        buckets: of all fragments, in order.
+        fragments: the numbers of the buckets of each.
         weight: how often the gradients of the batch under way count.
+
+    Raises:
+        UsageError: more fragments than parameters.
     """
 
-    def __init__(
-        self,
-        models: Sequence[nn.Module],
-        outer: Outer,
-        *,
-        allocate: Callable[[int], Tensor],
-        send: Send,
-        closed: Callable[[Closing, bool], None] = lambda closing, wished: None,
-        wishes: Callable[[], bool] = lambda: False,
-        leads: Callable[[], bool] = lambda: True,
-        buffers: BufferRule = "mean",
-        apart: bool = False,
-    ) -> None:
-        self._models, self._outer = models, outer
-        self._send, self._closed, self._wishes = send, closed, wishes
-        self._passengers = Passengers(models, buffers, leads)
-        self.buckets = buckets_of(models, self._passengers.numel, allocate, apart=apart)
+    def __init__(self, models: Sequence[nn.Module], strategy: Strategy, room: Room, most: int = BUCKET) -> None:
+        self._models, self._outer, self._landing = models, strategy.outer, strategy.landing
+        self._passengers = Passengers(models, room)
+        self.buckets: list[Bucket] = []
+        self.fragments: list[list[int]] = []
+        cut = _cut(trainable(models), max(1, strategy.schedule.fragments), str(strategy))
+        for number, parameters in enumerate(cut, 1):
+            riding = self._passengers.numel if number == len(cut) else 0
+            found = buckets_of(parameters, riding, room, most)
+            self.fragments.append(list(range(len(self.buckets), len(self.buckets) + len(found))))
+            self.buckets += found
         self.weight = 1.0
         self._anchors = [[p.detach().clone() for p in bucket.parameters] for bucket in self.buckets]
+        self._bases: dict[int, list[Tensor]] = {}
         self._agreed = [b.clone() for b in self._buffers()]
-        self._outers = [outer.init(bucket.elements) for bucket in self.buckets]
+        self._outers = [self._outer.init(bucket.elements) for bucket in self.buckets]
         for bucket in self.buckets:
             for p in bucket.parameters:
                 p.register_hook(self._scaled)
 
-    @torch.no_grad()
-    def exchange(self, step: int) -> None:
-        """All agents call it after the same batch; ``step`` of them are trained.
+    def leave(self, part: int) -> None:
+        """Put the drift of bucket ``part``, and what rides along, where it leaves from."""
+        bucket = self.buckets[part]
+        self._write(part)
+        self._passengers.board(bucket.passengers)
+        bucket.weigh(1.0)
+
+    def land(self, part: int, closing: Closing, step: int, *, leap: bool = False) -> None:
+        """The mean of bucket ``part`` is there: it moves the anchors, and our weights as the landing says.
+
+        ``leap``: our weights become the anchors, whatever the landing says.
 
         Raises:
             Diverged: the mean is not finite.
         """
-        waits = []
-        for number, (bucket, anchors) in enumerate(zip(self.buckets, self._anchors, strict=True)):
-            for view, anchor, p in zip(bucket.views, anchors, bucket.parameters, strict=True):
-                torch.sub(anchor, p, out=view)
-            self._passengers.board(bucket.passengers)
-            bucket.weigh(1.0, wish=number == 0 and self._wishes())
-            waits.append(self._send(number, len(self.buckets), bucket.flat, bucket.mean))
-        closing = next((c for c in [wait() for wait in waits] if c is not None), None)
-        if closing is not None:
-            self._closed(closing, self.buckets[0].wished)
-        for number in range(len(self.buckets)):
-            self._land(number, closing, step)
-        self._agreed = [b.clone() for b in self._buffers()]
+        landing = _LEAP if leap else self._landing
+        self._bases.pop(part, None)
+        for p, anchor, after in self._agree(part, closing, step):
+            p.copy_(landing.land(p, anchor, after))
+            anchor.copy_(after)
 
-    def _land(self, number: int, closing: Closing | None, step: int) -> None:
-        bucket = self.buckets[number]
-        passengers, _ = bucket.settle(closing)
-        if not bucket.elements.isfinite().all():
-            raise Diverged(
-                f"after {step} steps the weights' mean drift is not finite: lower the learning rate, or the outer one"
-            )
-        move, self._outers[number] = self._outer.update(bucket.elements, self._outers[number])
-        pieces = move.split([p.numel() for p in bucket.parameters])
-        for anchor, piece, p in zip(self._anchors[number], pieces, bucket.parameters, strict=True):
-            anchor.sub_(piece.view_as(anchor))
-            p.copy_(anchor)
-        self._passengers.alight(passengers)
+    def restart(self, part: int, closing: Closing | None, step: int, guess: float) -> None:
+        """The mean of bucket ``part`` is there (None: none was under way), and its next drift is to leave.
+
+        We go on from the new anchors, or, until that one's mean is there, from where ``guess`` times our own drift
+        would bring them.
+        """
+        bucket = self.buckets[part]
+        base, was = self._bases.get(part, self._anchors[part]), torch.empty_like(bucket.leaving)
+        _fill(was, base, bucket.parameters)
+        if closing is not None:
+            for _, anchor, after in self._agree(part, closing, step):
+                anchor.copy_(after)
+        bucket.leaving.copy_(was)
+        self._passengers.board(bucket.passengers)
+        bucket.weigh(1.0)
+        ahead, _ = self._outer.update(was * guess, self._outers[part])
+        self._bases[part] = []
+        for anchor, piece, p in zip(self._anchors[part], _pieces(ahead, bucket), bucket.parameters, strict=True):
+            p.copy_(anchor - piece.view_as(anchor) if guess else anchor)
+            self._bases[part].append(p.detach().clone())
+
+    def alone(self, part: int) -> Tensor:
+        """The drift of bucket ``part`` (1-d), where it can be mixed."""
+        self._write(part)
+        return self.buckets[part].leaving
+
+    def become(self, part: int, drift: Tensor) -> None:
+        """Our weights become those that lie by ``drift`` from the anchors."""
+        bucket = self.buckets[part]
+        for anchor, piece, p in zip(self._anchors[part], _pieces(drift, bucket), bucket.parameters, strict=True):
+            torch.sub(anchor, piece.view_as(anchor), out=p)
+
+    def shift(self, part: int, drift: Tensor) -> None:
+        """Our weights drift by so much more."""
+        bucket = self.buckets[part]
+        for piece, p in zip(_pieces(drift, bucket), bucket.parameters, strict=True):
+            p.sub_(piece.view_as(p))
+
+    def settle(self) -> None:
+        """All buffers are as they were agreed on."""
+        self._agreed = [b.clone() for b in self._buffers()]
 
     def accumulate(self) -> AbstractContextManager[None]:
         """Nothing is exchanged in backward."""
         return nullcontext()
+
+    # What others are given
 
     def shared(self) -> dict[int, Tensor]:
         """What all have alike in place of a parameter or buffer, by its ``id``."""
@@ -112,14 +147,49 @@ class Drifts:
         """What the outer optimizer remembers, in plain values."""
         return list(self._outers)
 
-    @torch.no_grad()
     def adopt(self, outers: Sequence[Any]) -> None:
         """The models have been given the weights and buffers that all share: begin there."""
         for bucket, anchors in zip(self.buckets, self._anchors, strict=True):
             for p, anchor in zip(bucket.parameters, anchors, strict=True):
                 anchor.copy_(p)
-        self._agreed = [b.clone() for b in self._buffers()]
+        self._bases.clear()
+        self.settle()
         self._outers = [x.clone() if isinstance(x, Tensor) else x for x in outers]
+
+    # What is our own
+
+    def own(self) -> dict[str, Any]:
+        """Our weights and buffers, and where our drifts are counted from, in plain values."""
+        return {
+            "weights": [[p.detach() for p in bucket.parameters] for bucket in self.buckets],
+            "buffers": list(self._buffers()),
+            "bases": [[part, bases] for part, bases in sorted(self._bases.items())],
+        }
+
+    def become_own(self, own: dict[str, Any]) -> None:
+        for bucket, found in zip(self.buckets, own["weights"], strict=True):
+            for p, x in zip(bucket.parameters, found, strict=True):
+                p.copy_(x)
+        for b, x in zip(self._buffers(), own["buffers"], strict=True):
+            b.copy_(x)
+        self._bases = {part: [x.clone() for x in bases] for part, bases in own["bases"]}
+
+    def _write(self, part: int) -> None:
+        bucket = self.buckets[part]
+        _fill(bucket.leaving, self._bases.get(part, self._anchors[part]), bucket.parameters)
+
+    def _agree(self, part: int, closing: Closing, step: int) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
+        """Every parameter of the bucket with its anchor, before and after the outer step."""
+        bucket = self.buckets[part]
+        passengers, _ = bucket.settle(closing)
+        if not bucket.elements.isfinite().all():
+            raise Diverged(
+                f"after {step} steps the weights' mean drift is not finite: lower the learning rate, or the outer one"
+            )
+        move, self._outers[part] = self._outer.update(bucket.elements, self._outers[part])
+        for p, anchor, piece in zip(bucket.parameters, self._anchors[part], _pieces(move, bucket), strict=True):
+            yield p, anchor, anchor - piece.view_as(anchor)
+        self._passengers.alight(passengers)
 
     def _buffers(self) -> Iterator[Tensor]:
         seen: set[int] = set()
@@ -131,3 +201,30 @@ class Drifts:
 
     def _scaled(self, gradient: Tensor) -> Tensor | None:
         return gradient * self.weight if self.weight != 1.0 else None
+
+
+def _cut(parameters: Sequence[nn.Parameter], fragments: int, asked: str) -> list[Sequence[nn.Parameter]]:
+    """About equal numbers of elements in each, in order; at least one parameter."""
+    if fragments > len(parameters):
+        raise UsageError(f"{asked}: {fragments} fragments of {len(parameters)} parameters: give at most as many")
+    total, found, at, before = sum(p.numel() for p in parameters), [], 0, 0
+    for number in range(1, fragments + 1):
+        stop, within = at, before
+        last = len(parameters) - (fragments - number)
+        while stop < last and (stop == at or 2 * within + parameters[stop].numel() <= 2 * total * number // fragments):
+            within += parameters[stop].numel()
+            stop += 1
+        stop = last if number == fragments else stop
+        found.append(parameters[at:stop])
+        at, before = stop, sum(p.numel() for p in parameters[:stop])
+    return found
+
+
+def _fill(flat: Tensor, base: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
+    """``flat`` becomes base less parameters."""
+    for piece, b, p in zip(flat.split([p.numel() for p in parameters]), base, parameters, strict=True):
+        torch.sub(b, p, out=piece.view_as(b))
+
+
+def _pieces(flat: Tensor, bucket: Bucket) -> Sequence[Tensor]:
+    return torch.split(flat, [p.numel() for p in bucket.parameters])

@@ -15,44 +15,42 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from stretto.buckets import BufferRule, Passengers, Send, Wait, buckets_of
+from stretto.buckets import Passengers, Room, buckets_of, trainable
 from stretto.session import Closing
+
+Wait: TypeAlias = Callable[[], Closing | None]
+Send: TypeAlias = Callable[[int, int, Tensor, Tensor], Wait]
 
 
 class Gradients:
     """The gradients of one or several models, exchanged together.
 
     Args:
-        allocate: ``allocate(nbytes)`` gives zeroed shared memory (uint8).
-        send: see :data:`stretto.buckets.Send`.
-        apart: may ``flat`` and ``mean`` not be the same memory?
+        send: ``send(bucket, of, flat, mean)`` begins the exchange of one of ``of`` buckets; what it returns waits.
         closed: told how a round ended, before its means are put in place, and whether anybody wished.
         wishes: do we wish, this round?
-        leads: is this agent the one whose buffers all others take (rule ``"broadcast"``)?
         turns: where backward reaches several of us, whose exchange is under way and who comes next.
     """
 
     def __init__(
         self,
         models: Sequence[nn.Module],
-        *,
-        allocate: Callable[[int], Tensor],
+        room: Room,
         send: Send,
+        *,
         closed: Callable[[Closing, bool], None] = lambda closing, wished: None,
         wishes: Callable[[], bool] = lambda: False,
-        leads: Callable[[], bool] = lambda: True,
-        buffers: BufferRule = "mean",
-        apart: bool = False,
         turns: deque[Gradients] | None = None,
     ) -> None:
         self._turns = deque() if turns is None else turns
         self._send, self._closed, self._wishes = send, closed, wishes
-        self._passengers = Passengers(models, buffers, leads)
-        self.buckets = buckets_of(models, self._passengers.numel, allocate, apart=apart)
+        self._passengers = Passengers(models, room)
+        self.buckets = buckets_of(trainable(models), self._passengers.numel, room)
         self.weight = 1.0
         self._paused = self._running = False
         self._next = 0

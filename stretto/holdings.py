@@ -10,12 +10,13 @@ from stretto.core import Network
 from stretto.data import Shard
 from stretto.loose import Loose
 from stretto.preparing import Stateful, alike, alike_part, digest
+from stretto.wire import finish
 
 
 class Holdings:
     """``steps`` of the run, trained by whomever; ``network`` as the agents found it when they began.
 
-    ``loose``: where agents train by themselves.
+    ``loose``: where agents train by themselves; then ``local`` has a state that is each agent's own.
     """
 
     def __init__(self) -> None:
@@ -23,6 +24,7 @@ class Holdings:
         self.stateful: list[Stateful] = []
         self.shards: list[Shard] = []
         self.loose: Loose | None = None
+        self.local: list[Stateful] = []
         self.steps = 0
         self.network = Network()
 
@@ -35,21 +37,26 @@ class Holdings:
         """Batches that all have drawn so far; None where nothing is dealt."""
         return self.shards[0].drawn if self.shards else None
 
-    def tree(self, run: str) -> dict[str, Any]:
-        """What all have alike, in plain values; ``run`` is the name under which they save."""
-        drifts, local = (self.loose.drifts, self.loose.local) if self.loose else (None, [])
+    def tree(self, run: str, members: tuple[int, ...]) -> dict[str, Any]:
+        """What all have alike, in plain values; ``run``: under which they save, ``members``: what they are called."""
+        drifts = self.loose.drifts if self.loose else None
         return {
             "models": [alike(model, drifts.shared() if drifts else {}) for model in self.models],
-            "stateful": [alike_part(part, part in local) for part in self.stateful],
+            "stateful": [alike_part(part, part in self.local) for part in self.stateful],
             "outers": drifts.state() if drifts else [],
             "steps": self.steps,
             "network": [self.network.delay, self.network.rate],
             "run": run,
+            "members": list(members),
             "shards": [shard.state() for shard in self.shards],
         }
 
-    def become(self, tree: dict[str, Any], *, join: bool = False) -> None:
-        """Hold what ``tree`` says; ``join``: as one of those whose it is."""
+    def become(self, tree: dict[str, Any], *, join: bool = False, members: tuple[int, ...] | None = None) -> None:
+        """Hold what ``tree`` says.
+
+        ``join``: as one of those whose it is; ``members``: what these are called now, in a run that goes on with as
+        many of them, each of which will have its own back (:meth:`become_own`).
+        """
         for model, found in zip(self.models, tree["models"], strict=True):
             model.load_state_dict(found)
         for part, found in zip(self.stateful, tree["stateful"], strict=True):
@@ -57,15 +64,23 @@ class Holdings:
                 part.load_state_dict(found)
         self.steps = tree["steps"]
         self.network = Network(*tree["network"])
+        renamed = dict(zip(tree["members"], members, strict=True)) if members is not None else None
         for shard, found in zip(self.shards, tree["shards"], strict=False):
-            shard.adopt(found, join=join)
+            shard.adopt(found, join=join, renamed=renamed)
         if self.loose is not None:
             self.loose.adopt(tree["outers"])
 
-    def own(self) -> list[Any]:
+    def own(self) -> dict[str, Any] | None:
         """What is this agent's alone, in plain values."""
-        return [part.state_dict() for part in self.loose.local] if self.loose is not None else []
+        if self.loose is None:
+            return None
+        return {"loose": finish(self.loose.own()), "parts": [part.state_dict() for part in self.local]}
 
-    def become_own(self, own: list[Any]) -> None:
-        for part, found in zip(self.loose.local if self.loose is not None else [], own, strict=True):
+    def become_own(self, own: dict[str, Any] | None, *, exact: bool) -> None:
+        """Have it back; unless all is ``exact``, weights begin where all agreed last."""
+        if self.loose is None or own is None:
+            return
+        for part, found in zip(self.local, own["parts"], strict=True):
             part.load_state_dict(found)
+        if exact and own["loose"] is not None:
+            self.loose.become_own(own["loose"])

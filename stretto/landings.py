@@ -72,6 +72,33 @@ class Pull:
         return own.lerp(before, self.strength)
 
 
+@named("restart", kind="landing")
+@dataclass(frozen=True)
+class Restart:
+    """It lands when the next exchange begins: till then an agent goes on from where all last agreed.
+
+    Args:
+        behind: steps between two exchanges.
+        guess: how much of its own part of the step under way an agent takes at once, until the mean is there: 0, or 1
+            for all that it adds to the mean (one n-th of n agents).
+
+    Kale, Douillard, Donchev: Eager updates for overlapped communication and computation in DiLoCo, 2025 (arXiv
+    2502.12996), section 3.
+    """
+
+    behind: int = 0
+    guess: float = 1.0
+    kind: ClassVar[str] = "landing"
+
+    def __post_init__(self) -> None:
+        _steps(self, self.behind)
+        if not 0 <= self.guess <= 1:
+            raise UsageError(f"{self}: guess must be from 0 to 1; 1 takes all of one's own part")
+
+    def land(self, own: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        return after
+
+
 def _steps(landing: object, behind: int) -> None:
     if not isinstance(behind, int) or behind < 0:
         raise UsageError(f"{landing}: behind counts steps, from 0 on")

@@ -1,69 +1,313 @@
-"""When agents that train by themselves exchange: after the batches at which the schedule is due, and at the end.
+"""Agents that train by themselves: when they agree, and on what, and what some of them mix meanwhile.
 
 Theory of operation. All agents draw the same number of batches, and count them: who comes later takes the others'
-count. An exchange is due after the optimizer's step of such a batch. Where that step did not come (a scaler skipped
-it), the exchange comes before the next batch is drawn. Without a shard steps are counted instead. What was trained
-after the last exchange is exchanged when no batch is left, or when the script asks.
+count. After the optimizer's step of a batch it is this batch's *turn*: what is under way may land, some may mix, an
+agreement may be due. Where that step did not come (a scaler skipped it), the turn comes before the next batch is drawn.
+Without a shard steps are counted instead.
 
-A newcomer exchanges after its first step, as the others after theirs: schedulers move on after it, at all alike. What
-it trained before that is of no account.
+There are two kinds of agreement. A *whole* one is of all parameters at once, and agents wait for it: it is a fence, at
+which newcomers come in, and it leaves all with what they share. Strategies that agree on everything and wait know no
+other. The others agree on fragments in turn, or while they train on, or only on who trained what; those are no fences.
+When somebody wants in, whoever hears of it says so in the next agreement of any kind, and the turn after that is a
+whole one, for all. So it is for one who finds that the others have gone on without it; and at the end, or when the
+script asks, so that all end alike. One agreement is under way at a time: what else is ordered waits for its result,
+which yet lands when it is due.
+
+A batch is trained, for all, when each fragment was agreed on after it.
+
+The first thing of every agreement is a *notice*: what is wished, and that this agent is there. What waits is a
+coroutine: a trainer's process runs it to its end on the spot (:mod:`stretto.wire`), a simulated agent in its own time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
-from torch.optim import Optimizer
+import torch
+from torch import Tensor
 
-from stretto.core import Schedule
+from stretto.core import Strategy
 from stretto.drifts import Drifts
+from stretto.landings import Restart
+from stretto.session import Closing
+
+NOTICE: Final = 4
+"""Elements of a notice: it was given, a checkpoint is wished, somebody is at the door, nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One bucket of an agreement: the ``part``-th of its group, what is sent, and where its mean comes."""
+
+    part: int
+    flat: Tensor
+    mean: Tensor
+
+
+class Wire(Protocol):
+    """How this agent reaches the others, and what it tells its owner."""
+
+    @property
+    def size(self) -> int:
+        """How many agents there are now."""
+        ...
+
+    @property
+    def drawn(self) -> int | None:
+        """Batches drawn so far, by all alike; None where nothing is dealt."""
+        ...
+
+    def wishes(self) -> tuple[bool, bool]:
+        """Is it time for a checkpoint, and does somebody want in?"""
+        ...
+
+    def agree(self, given: Sequence[Given], *, fence: bool) -> Awaitable[Closing]:
+        """Begin to make each a mean over agents; await it to learn how that ended."""
+        ...
+
+    def mix(self, part: int, x: Tensor, clock: int) -> Awaitable[bool]:
+        """Begin to mix ``x`` in place; await whether that came about."""
+        ...
+
+    def closed(self, closing: Closing, *, save: bool, but: int) -> None:
+        """An agreement ended: all that was drawn before is trained, but the last ``but`` batches."""
+        ...
+
+
+@dataclass(slots=True)
+class Flight:
+    """An agreement under way, begun after ``since`` steps: of these parts, all trained up to step ``upto``."""
+
+    since: int
+    upto: int
+    parts: Sequence[int]
+    coming: Awaitable[Closing]
+    closing: Closing | None = None
+
+
+@dataclass(slots=True)
+class Mixed:
+    """One bucket's mixing under way: where it lies, and what it was."""
+
+    part: int
+    x: Tensor
+    was: Tensor
+    coming: Awaitable[bool]
 
 
 class Loose:
-    """One group of drifts, exchanged by ``schedule``.
+    """One group of drifts, exchanged as ``strategy`` says. Every coroutine runs with gradients off.
 
     Args:
-        drawn: batches drawn so far, by all alike; None where nothing is dealt.
-        late: we are new: our first step ends with an exchange, which gives us what the others have.
+        notice: two tensors of :data:`NOTICE` elements: what is given, and where its mean comes.
+        late: we are new: our first turn is a whole agreement, which gives us what the others have.
     """
 
     def __init__(
-        self, schedule: Schedule, drifts: Drifts, local: list[Any], drawn: Callable[[], int | None], *, late: bool
+        self, strategy: Strategy, drifts: Drifts, notice: tuple[Tensor, Tensor], wire: Wire, *, late: bool
     ) -> None:
-        self.drifts, self.local = drifts, local
-        self._schedule, self._drawn, self._late = schedule, drawn, late
+        self.drifts = drifts
+        self._strategy, self._notice, self._wire = strategy, notice, wire
+        self._whole_next = late
         self._steps = self._done = 0
-        optimizers = [o for o in local if isinstance(o, Optimizer)]
-        if optimizers:
-            optimizers[-1].register_step_post_hook(lambda *_: self._stepped())
+        self._agreed = [0] * len(drifts.fragments)
+        self._flight: Flight | None = None
+        self._mixed: list[Mixed] = []
 
-    def draw(self, end: bool) -> None:
+    async def draw(self, end: bool) -> None:
         """A batch is about to be handed out, or, at the ``end``, there is none."""
-        if self._due() or end:
-            self.synchronise()
+        await self.turn()
+        if end:
+            await self.synchronise()
 
-    def synchronise(self) -> None:
-        """Exchange what was trained since the last time; all agents call it after the same batch."""
-        if self._late or self._number() > self._done:
-            self._late = False
-            self.drifts.exchange(self._number())
+    async def stepped(self) -> None:
+        """The optimizer has made a step."""
+        self._steps += self._wire.drawn is None
+        await self.turn()
+
+    async def synchronise(self) -> None:
+        """Agree on all that was trained since the last time, and all be alike; all call it after the same batch."""
+        if self._whole_next or self._number() > min(self._agreed) or self._flight is not None:
             self._done = self._number()
+            await self._agree_on_all(leap=True)
 
+    async def turn(self) -> None:
+        """So many batches are trained: what is due, once?"""
+        step, strategy = self._number(), self._strategy
+        if step <= self._done:
+            return
+        self._done = step
+        if self._flight is not None and step - self._flight.since >= max(1, strategy.landing.behind):
+            await self._land()
+        due = strategy.schedule.due(step - 1)
+        if self._whole_next or (due and self._waits):
+            await self._agree_on_all(leap=self._whole_next)
+            return
+        if strategy.beside is not None and strategy.beside.schedule.due(step - 1):
+            await self._mix(step, behind=strategy.beside.behind)
+        if due:
+            await self._begin(step)
+
+    async def collect(self) -> None:
+        """Wait for what is under way; it lands when it is due."""
+        flight = self._flight
+        if flight is not None and flight.closing is None:
+            flight.closing = closing = await flight.coming
+            self._heard(closing, max(0, self._number() - flight.upto))
+
+    # Agreements
+
+    @property
+    def _waits(self) -> bool:
+        """Is every agreement a whole one?"""
+        return self._strategy.schedule.fragments == 1 and self._strategy.landing.behind == 0
+
+    async def _agree_on_all(self, *, leap: bool) -> None:
+        await self._take_mixed()
+        parts = range(len(self.drifts.buckets))
+        if isinstance(self._strategy.landing, Restart):
+            await self._restart(self._number(), 0.0)
+        else:
+            await self._land()
+            for part in parts:
+                self.drifts.leave(part)
+        closing = await self._give(parts, fence=True)
+        self._whole_next = False
+        self._heard(closing, 0)
+        for part in parts:
+            self.drifts.land(part, closing, self._number(), leap=leap)
+        self.drifts.settle()
+        self._done = self._number()
+        self._agreed = [self._done] * len(self._agreed)
+
+    async def _begin(self, step: int) -> None:
+        """An agreement that is no fence."""
+        schedule, landing = self._strategy.schedule, self._strategy.landing
+        if isinstance(landing, Restart):
+            await self._restart(step, landing.guess / self._wire.size)
+            every = range(len(self.drifts.buckets))
+            self._agreed = [step]
+            self._flight = Flight(step, step, every, self._give(every, fence=False))
+            return
+        await self._land()
+        turn = schedule.turn(step - 1)
+        parts = self.drifts.fragments[turn] if schedule.fragments else []
+        for part in parts:
+            self.drifts.leave(part)
+        upto = step
+        if parts:
+            self._agreed[turn] = step
+            upto = min(self._agreed)
+        self._flight = Flight(step, upto, parts, self._give(parts, fence=False))
+        if parts and landing.behind == 0:
+            await self._land()
+
+    async def _restart(self, step: int, guess: float) -> None:
+        """What was under way lands, and what was trained meanwhile is to leave."""
+        await self.collect()
+        flight, self._flight = self._flight, None
+        landed = flight.closing if flight is not None and flight.closing is not None else None
+        for part in range(len(self.drifts.buckets)):
+            self.drifts.restart(part, None if landed is None or landed.alone else landed, step, guess)
+        self.drifts.settle()
+
+    async def _land(self) -> None:
+        """What is under way lands."""
+        await self.collect()
+        flight, self._flight = self._flight, None
+        if flight is None or flight.closing is None or flight.closing.alone:
+            return
+        for part in flight.parts:
+            self.drifts.land(part, flight.closing, self._number())
+        if flight.parts:
+            self.drifts.settle()
+
+    def _give(self, parts: Sequence[int], *, fence: bool) -> Awaitable[Closing]:
+        flat, mean = self._notice
+        save, door = self._wire.wishes()
+        flat.copy_(torch.tensor([1.0, save, door, 0.0]))
+        buckets = self.drifts.buckets
+        given = [Given(len(buckets), flat, mean)] + [Given(p, buckets[p].flat, buckets[p].mean) for p in parts]
+        return self._wire.agree(given, fence=fence)
+
+    def _heard(self, closing: Closing, but: int) -> None:
+        """How an agreement ended, and what is wished."""
+        _, save, door, _ = self._notice[1].tolist()
+        if closing.alone:
+            self._whole_next = True
+            return
+        self._whole_next |= door > 0 and not self._waits
+        self._wire.closed(closing, save=save > 0, but=but)
+
+    # What some mix
+
+    async def _mix(self, step: int, *, behind: bool) -> None:
+        await self._take_mixed()
+        for part in range(len(self.drifts.buckets)):
+            x = self.drifts.alone(part)
+            self._mixed.append(Mixed(part, x, x.clone() if behind else x, self._wire.mix(part, x, step)))
+        if not behind:
+            await self._take_mixed()
+
+    async def _take_mixed(self) -> None:
+        """What was mixed becomes ours; where we trained on meanwhile, by what it changed."""
+        under_way, self._mixed = self._mixed, []
+        for mixed in under_way:
+            if await mixed.coming:
+                if mixed.was is mixed.x:
+                    self.drifts.become(mixed.part, mixed.x)
+                else:
+                    self.drifts.shift(mixed.part, mixed.x - mixed.was)
+
+    # What others are given, and what is our own
+
+    @torch.no_grad()
     def adopt(self, outers: list[Any]) -> None:
         """We have been given what all share."""
         self.drifts.adopt(outers)
         self._done = self._number()
+        self._agreed = [self._done] * len(self._agreed)
+        self._flight = None
+        self._mixed.clear()
 
-    def _stepped(self) -> None:
-        self._steps += self._drawn() is None
-        if self._due():
-            self.synchronise()
+    async def own(self) -> dict[str, Any] | None:
+        """What is ours alone, in plain values; None where what all share is all there is."""
+        await self.collect()
+        await self._take_mixed()
+        flight = self._flight
+        if flight is None and self._strategy.beside is None and self._number() == min(self._agreed):
+            return None
+        return {
+            "drifts": self.drifts.own(),
+            "agreed": self._agreed,
+            "whole_next": self._whole_next,
+            "flight": self._as_plain(flight) if flight is not None else None,
+        }
 
-    def _due(self) -> bool:
-        number = self._number()
-        return number > self._done and (self._late or self._schedule.due(number - 1))
+    @torch.no_grad()
+    def become_own(self, own: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.drifts.become_own(own["drifts"])
+        self._done, self._agreed, self._whole_next = self._number(), list(own["agreed"]), own["whole_next"]
+        if own["flight"] is not None:
+            since, upto, parts, means, whole, alone = own["flight"]
+            for part, mean in zip(parts, means, strict=True):
+                self.drifts.buckets[part].mean.copy_(mean)
+            closing = Closing(0, (), whole, alone=alone)
+            self._flight = Flight(since, upto, parts, _nothing(), closing)
+
+    def _as_plain(self, flight: Flight) -> list[Any]:
+        assert flight.closing is not None
+        means = [self.drifts.buckets[part].mean for part in flight.parts]
+        closing = flight.closing
+        return [flight.since, flight.upto, list(flight.parts), means, closing.whole, closing.alone]
 
     def _number(self) -> int:
-        drawn = self._drawn()
+        drawn = self._wire.drawn
         return self._steps if drawn is None else drawn
+
+
+async def _nothing() -> Closing:
+    return Closing(0, alone=True)

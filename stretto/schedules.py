@@ -1,4 +1,4 @@
-"""When an exchange is due."""
+"""When all agree, and on what: on everything, on fragments of it in turn, or only on who trained what."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ class Every:
 
     steps: int = 1
     kind: ClassVar[str] = "schedule"
+    fragments: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise UsageError(f"every({self.steps}): steps must be a whole number from 1 on")
+        if not _whole(self.steps, 1):
+            raise UsageError(f"every({self.steps}): steps must be a whole number from 1 on, like 16")
 
     def due(self, step: int) -> bool:
         return (step + 1) % self.steps == 0
+
+    def turn(self, step: int) -> int:
+        return 0
 
 
 @named("after", kind="schedule")
@@ -41,21 +45,70 @@ class After:
     start: int = 0
     steps: int = 1
     kind: ClassVar[str] = "schedule"
+    fragments: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.start, int) or self.start < 0 or not isinstance(self.steps, int) or self.steps < 1:
+        if not _whole(self.start, 0) or not _whole(self.steps, 1):
             raise UsageError(f"after({self.start}, {self.steps}): give whole numbers, start from 0 and steps from 1 on")
 
     def due(self, step: int) -> bool:
         return step < self.start or (step + 1 - self.start) % self.steps == 0
 
+    def turn(self, step: int) -> int:
+        return 0
 
-@named("never", kind="schedule")
+
+@named("staggered", kind="schedule")
 @dataclass(frozen=True)
-class Never:
-    """Only when somebody comes, asks, or the run ends."""
+class Staggered:
+    """Each of ``fragments`` after every ``steps``-th step, one after another, as evenly as that can be.
 
+    >>> schedule = Staggered(6, 3)
+    >>> [(step, schedule.turn(step)) for step in range(8) if schedule.due(step)]
+    [(1, 0), (3, 1), (5, 2), (7, 0)]
+    """
+
+    steps: int = 64
+    fragments: int = 4
     kind: ClassVar[str] = "schedule"
 
+    def __post_init__(self) -> None:
+        if not _whole(self.steps, 1) or not _whole(self.fragments, 1) or self.fragments > self.steps:
+            raise UsageError(
+                f"staggered({self.steps}, {self.fragments}): give whole numbers, and at most as many fragments as steps"
+            )
+
     def due(self, step: int) -> bool:
-        return False
+        return self._ended(step + 1) > self._ended(step)
+
+    def turn(self, step: int) -> int:
+        return (self._ended(step + 1) - 1) % self.fragments
+
+    def _ended(self, steps: int) -> int:
+        """How many exchanges have been due after so many steps."""
+        cycles, rest = divmod(steps, self.steps)
+        return cycles * self.fragments + (self.fragments * (rest + 1) - 1) // self.steps
+
+
+@named("settled", kind="schedule")
+@dataclass(frozen=True)
+class Settled:
+    """After every ``steps``-th step all agree on who trained which samples, and on nothing else."""
+
+    steps: int = 16
+    kind: ClassVar[str] = "schedule"
+    fragments: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        if not _whole(self.steps, 1):
+            raise UsageError(f"settled({self.steps}): steps must be a whole number from 1 on, like 16")
+
+    def due(self, step: int) -> bool:
+        return (step + 1) % self.steps == 0
+
+    def turn(self, step: int) -> int:
+        return 0
+
+
+def _whole(number: object, least: int) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= least

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from stretto.buckets import BUCKET, plan_buckets
+from stretto.buckets import BUCKET, Room, plan_buckets
 from stretto.gradients import Gradients
 from stretto.session import Closing
 
@@ -40,9 +40,11 @@ def memory(nbytes: int) -> Tensor:
     return torch.zeros(nbytes, dtype=torch.uint8)
 
 
-def watch(*models: nn.Module, sends: Sends | None = None, **more: Any) -> tuple[Gradients, Sends]:
+def watch(
+    *models: nn.Module, sends: Sends | None = None, room: Room | None = None, **more: Any
+) -> tuple[Gradients, Sends]:
     sends = sends or Sends()
-    return Gradients(models, allocate=memory, send=sends, **more), sends
+    return Gradients(models, room or Room(memory), sends, **more), sends
 
 
 def deep(layers: int = 6, width: int = 512) -> nn.Module:
@@ -169,7 +171,7 @@ def test_a_step_in_which_nobody_had_a_sample_moves_nothing() -> None:
     def send(number: int, of: int, flat: Tensor, mean: Tensor) -> Callable[[], Closing]:
         return lambda: Closing(1, (1,), whole=False)
 
-    gradients = Gradients([model], allocate=memory, send=send)
+    gradients = Gradients([model], Room(memory), send)
     gradients.weight = 0.0
     model(torch.randn(3, 4)).sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
@@ -240,7 +242,9 @@ def halve_buffers(flat: Tensor) -> None:
 def test_buffers_ride_with_the_last_bucket(rule: Any, leads: bool, change: Any, expected: float) -> None:
     """The other's buffers are zero here: a mean over two halves ours, and who follows a lost first keeps its own."""
     norm = nn.BatchNorm1d(2)
-    watch(nn.Sequential(nn.Linear(2, 2), norm), sends=Sends(change), buffers=rule, leads=lambda: leads)
+    watch(
+        nn.Sequential(nn.Linear(2, 2), norm), sends=Sends(change), room=Room(memory, buffers=rule, leads=lambda: leads)
+    )
     assert norm.running_mean is not None
     norm.running_mean.fill_(1.0)
     norm.eval()(torch.ones(3, 2, requires_grad=True)).sum().backward()
@@ -251,7 +255,7 @@ def test_buffers_of_a_model_without_float32_parameters_travel_too() -> None:
     net = nn.Linear(2, 2).double()
     scale = torch.full((3,), 8.0)
     net.register_buffer("scale", scale)
-    watch(net, sends=Sends(halve_buffers), buffers="mean")
+    watch(net, sends=Sends(halve_buffers))
     net(torch.ones(1, 2).double()).sum().backward()
     assert scale.tolist() == [4.0] * 3
 
@@ -264,6 +268,6 @@ def test_memory_is_one_copy_of_the_gradients_and_little_more() -> None:
         taken.append(nbytes)
         return memory(nbytes)
 
-    Gradients([net], allocate=allocate, send=Sends())
+    Gradients([net], Room(allocate), Sends())
     exact = sum(p.nbytes for p in net.parameters())
     assert exact <= sum(taken) <= exact + 1024

@@ -135,8 +135,8 @@ def end_early(agent: Agent, strategy: str, place: str, every: float, *, failed: 
         optimizer.step()
         optimizer.zero_grad()
     if failed:
-        assert agent._saver is not None
-        agent._saver.close()  # what is under way is written
+        assert agent._keeping._saver is not None
+        agent._keeping._saver.close()  # what is under way is written
         raise RuntimeError("the run is over")
 
 

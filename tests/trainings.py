@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stretto.agent import Agent
-from stretto.buckets import layouts
+from stretto.buckets import Room, layouts
 from stretto.core import Link, Strategy
 from stretto.data import Shard
 from stretto.gradients import Gradients
@@ -93,9 +93,8 @@ def simulated(size: int, strategy: str, epochs: int, width: int, *, native: bool
         def weigh(share: float) -> None:
             gradients.weight = share
 
-        gradients = Gradients(
-            [net], allocate=lambda n: torch.zeros(n, dtype=torch.uint8), send=send, leads=lambda: link.rank == 0
-        )
+        room = Room(lambda n: torch.zeros(n, dtype=torch.uint8), leads=lambda: link.rank == 0)
+        gradients = Gradients([net], room, send)
         carrier = Carrier(Around())  # type: ignore[arg-type]
         carrier.enter(Place(1, link.rank, link.hosts), None)
         carrier.use(0, chosen, layouts(gradients.buckets, named([net])))

@@ -65,6 +65,11 @@ class Desk:
         head[_ROUND] = round
         return self._still_open()
 
+    @property
+    def held(self) -> bool:
+        """Does somebody want in?"""
+        return bool(self._head[_HOLD])
+
     def submitted(self, bucket: int, ticket: Ticket, x: Tensor) -> None:
         self._rows[bucket, :4] = (ticket.large, ticket.number, x.numel(), DTYPES.index(x.dtype))
         self._head[_SUBMITTED] = bucket + 1

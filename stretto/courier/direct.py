@@ -18,7 +18,7 @@ Wait = Callable[[], Closing | None]
 class Courier(Protocol):
     """Who does it otherwise."""
 
-    def order(self, group: int, x: Tensor, out: Tensor, *, bucket: int, of: int, fence: bool) -> Wait: ...
+    def order(self, group: int, x: Tensor, out: Tensor, *, bucket: int, of: int, fence: bool, part: int) -> Wait: ...
     def passed(self, round: int) -> None: ...
     def saw(self, round: int) -> bool: ...
     def lives(self) -> bool: ...
@@ -32,12 +32,12 @@ class Direct:
     ) -> None:
         self._board, self._desk, self._courier = board, desk, courier
         self._round, self._of, self._fence, self._uids = round, of, fence, uids
-        self._parts: list[tuple[int, Tensor, Tensor]] = []
+        self._parts: list[tuple[int, Tensor, Tensor, int]] = []
         self._tickets: list[Ticket] = []
         self._over = self._ordered = False
 
-    def submit(self, group: int, bucket: int, x: Tensor, out: Tensor) -> Wait:
-        self._parts.append((group, x, out))
+    def submit(self, group: int, bucket: int, x: Tensor, out: Tensor, part: int) -> Wait:
+        self._parts.append((group, x, out, part))
         if not self._over:
             try:
                 self._tickets.append(self._board.submit(x, out, 1.0 / self._board.size))
@@ -68,8 +68,8 @@ class Direct:
         """The courier knows what became of the epoch, and of this round."""
         self._ordered = True
         waits = [
-            self._courier.order(group, x, out, bucket=bucket, of=self._of, fence=self._fence)
-            for bucket, (group, x, out) in enumerate(self._parts)
+            self._courier.order(group, x, out, bucket=bucket, of=self._of, fence=self._fence, part=part)
+            for bucket, (group, x, out, part) in enumerate(self._parts)
         ]
         closings = [wait() for wait in waits]
         return next((c for c in closings if c is not None), None)

@@ -220,6 +220,8 @@ class _Errands:
                         order.about,
                         order.brings,
                         order.round,
+                        order.part,
+                        order.clock,
                     )
                 )
             case Serve():

@@ -50,6 +50,8 @@ class Run(msgspec.Struct, tag=True, frozen=True):
     about: str = ""
     brings: bool = False
     round: int = 0
+    part: int = 0
+    clock: int = 0
 
 
 class Serve(msgspec.Struct, tag=True, frozen=True):

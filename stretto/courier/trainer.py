@@ -172,24 +172,36 @@ class Courier:
         """Is our courier there?"""
         return not self._hangs_up.poll(0)
 
-    def mean(self, group: int, x: Tensor, out: Tensor, *, bucket: int = 0, of: int = 1, fence: bool = False) -> Wait:
+    def mean(
+        self,
+        group: int,
+        x: Tensor,
+        out: Tensor,
+        *,
+        bucket: int = 0,
+        of: int = 1,
+        fence: bool = False,
+        part: int | None = None,
+    ) -> Wait:
         """Begin ``out`` = average of ``x`` (1-d, from :meth:`allocate`), one of a round's ``of`` buckets.
 
-        ``out`` may be ``x``, but for :attr:`apart`. What is returned waits for it; one of a round's gives its closing.
+        ``part``: which of its group's buckets it is, where that is another number. ``out`` may be ``x``, but for
+        :attr:`apart`. What is returned waits for it; one of a round's gives its closing.
         """
+        part = bucket if part is None else part
         if bucket == 0:
             self._direct = None
             if self._board is not None and group in self._by_itself and self._desk.begin(self._round + 1, of, fence):
                 self._direct = Direct(self._board, self._desk, self._round + 1, of, fence, self._uids, self)
         if self._direct is not None:
-            wait = self._direct.submit(group, bucket, x, out)
+            wait = self._direct.submit(group, bucket, x, out, part)
         else:
-            wait = self.order(group, x, out, bucket=bucket, of=of, fence=fence)
+            wait = self.order(group, x, out, bucket=bucket, of=of, fence=fence, part=part)
         return lambda: self._timed(wait)
 
-    def order(self, group: int, x: Tensor, out: Tensor, *, bucket: int, of: int, fence: bool) -> Wait:
+    def order(self, group: int, x: Tensor, out: Tensor, *, bucket: int, of: int, fence: bool, part: int) -> Wait:
         """As :meth:`mean`, by the courier."""
-        number = self._run("mean", x, group=group, bucket=bucket, of=of, fence=fence)
+        number = self._run("mean", x, group=group, bucket=bucket, of=of, fence=fence, part=part)
 
         def wait() -> Closing | None:
             closing = self._wait(number)
@@ -198,6 +210,19 @@ class Courier:
             return closing
 
         return wait
+
+    def mix(self, group: int, x: Tensor, *, part: int, clock: int) -> Callable[[], bool]:
+        """Begin to mix ``x`` (1-d, from :meth:`allocate`) in place: the ``part``-th of ``group``, at ``clock``.
+
+        What is returned waits for it, and says whether it came about; else ``x`` is as it was.
+        """
+        number = self._run("mix", x, group=group, part=part, clock=clock)
+        return lambda: self._timed(lambda: self._wait(number)) is None
+
+    @property
+    def held(self) -> bool:
+        """Does somebody want in, at the next fence?"""
+        return self._desk.held
 
     def passed(self, round: int) -> None:
         """The round is behind us."""

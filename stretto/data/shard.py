@@ -6,16 +6,17 @@ dealt. When somebody did not, or when the members change (:meth:`Shard.enter`), 
 next batch on, and what was read ahead is dropped unseen. All agents commit the same batches and enter after the same
 round, so they deal alike without a word.
 
-New members never break into what is pending: they are remembered, and enter when it has been committed. Only a state
-from elsewhere does: a newcomer's own batches are of no account, and are forgotten.
+New members never break into what is pending: they are remembered, and enter when some of it has been committed. What is
+still pending then is theirs to whom it was dealt, and what is dealt from then on lies beyond it. Only a state from
+elsewhere breaks in: a newcomer's own batches are of no account, and are forgotten.
 
 Batches that nobody commits stay pending: they are committed with the next ones. If the pass ends before, they stay
-uncommitted, and the proof says what is missing. A pass begins with nothing pending.
+uncommitted, and the proof says what is missing. A pass begins with nothing pending, or with what a checkpoint had.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -77,8 +78,8 @@ class Shard:
         workers: int = 0,
         shuffle: bool = True,
         on_batch: Callable[[float], None] | None = None,
-        on_begin: Callable[[], None] = lambda: None,
-        on_draw: Callable[[bool], None] = lambda end: None,
+        on_begin: Callable[[], object] = lambda: None,
+        on_draw: Callable[[bool], object] = lambda end: None,
         fenced: bool = False,
         members: Sequence[int] | None = None,
         ledger: Ledger | None = None,
@@ -108,18 +109,18 @@ class Shard:
         """Steps over all epochs, those committed before included, if nobody comes or goes from now on."""
         if self.ledger.samples is None:
             raise TypeError(f"{type(self.dataset).__name__} is a stream: it has no length")
-        return self.ledger.steps + steps_ahead(self.ledger, self._terms)
+        return self.drawn + steps_ahead(self._ahead(), self._terms)
 
     def __iter__(self) -> Iterator[Any]:
         if self._begun:
             self.ledger = self._fresh
+            self._forget()
         self._begun = True
         self._on_begin()
-        self._forget()
         source = source_of(self.dataset, self.ledger, workers=self._workers, rank=self._terms.rank)
         while True:
             self._stale = False
-            for turn, batch in source.batches(self.ledger, self._terms):
+            for turn, batch in source.batches(self._ahead(), self._terms):
                 if self._dealt_anew(end=False):
                     break
                 self._hand_out(turn)
@@ -137,21 +138,22 @@ class Shard:
         """Batches that were committed and that are pending, over all epochs; the same at all agents."""
         return self.ledger.steps + len(self._pending)
 
-    def committed(self, by: Collection[int] | None = None) -> None:
-        """What was handed out since the last call is trained: by these members, or by all to whom it was dealt.
+    def committed(self, by: Collection[int] | None = None, *, but: int = 0) -> None:
+        """What is pending is trained: by these members, or by all to whom it was dealt.
 
-        Who was dealt nothing of it commits nothing.
+        Who was dealt nothing of it commits nothing. The last ``but`` batches stay pending.
 
         Raises:
             Disagreement: some of it is not left in the ledger.
         """
         who = None if by is None else frozenset(by)
-        for handed in self._pending:
+        done = max(0, len(self._pending) - but)
+        for handed in self._pending[:done]:
             ranks = [rank for rank, member in enumerate(handed.members) if who is None or member in who]
             self.ledger = self.ledger.commit(handed.deal, handed.step, ranks)
             self._stale |= len(ranks) < len(handed.members)
         self.advanced = (self.advanced[0], self.ledger.trained)
-        self._forget()
+        self._drop(done)
 
     def enter(
         self,
@@ -180,12 +182,13 @@ class Shard:
         terms = self._terms
         return msgspec.to_builtins(Standing(self.ledger, tuple(self._pending), terms.batch_size, terms.epochs))
 
-    def adopt(self, state: Any, *, join: bool = False) -> None:
+    def adopt(self, state: Any, *, join: bool = False, renamed: Mapping[int, int] | None = None) -> None:
         """Stand as another agent's shard does. Own batches are forgotten.
 
         ``join``: we become one of those, so what is pending there is pending here, and batch size and epochs are
-        theirs, too. (Who resumes a run may ask for others, and is handed out again what was pending.) Our rank stays
-        as it is: a newcomer's begins with :meth:`enter`.
+        theirs, too. Our rank stays as it is: a newcomer's begins with :meth:`enter`. (Who resumes a run may ask for
+        others, and is handed out again what was pending; or, where the members of then have been ``renamed``, from old
+        to new, it is pending as it was.)
 
         Raises:
             Disagreement: it is of other data.
@@ -197,7 +200,13 @@ class Shard:
             raise DataError(f"the state of a shard is damaged: {e}; take it from another agent or checkpoint") from e
         if join and standing.batch_size:
             self._terms = replace(self._terms, batch_size=standing.batch_size, epochs=standing.epochs)
-        self._become(standing if join else Standing(standing.ledger))
+        pending = standing.pending if join else ()
+        if renamed is not None:
+            pending = tuple(
+                msgspec.structs.replace(handed, members=tuple(renamed.get(m, -1) for m in handed.members))
+                for handed in standing.pending
+            )
+        self._become(Standing(standing.ledger, pending))
 
     def position(self) -> Position:
         return Position(self.ledger.epoch, self.ledger.steps, self.ledger.trained)
@@ -206,6 +215,13 @@ class Shard:
         """What the ledger proves, and what it does not: ``60,000 samples, each exactly once; ledger 5f3a0c97d2e1``."""
         pending = f"; {len(self._pending)} batches were handed out and not trained" if self._pending else ""
         return self.ledger.proof() + pending
+
+    def _ahead(self) -> Ledger:
+        """What will be trained when all that is pending is: what is dealt is never dealt again beside that."""
+        ledger = self.ledger
+        for handed in self._pending:
+            ledger = ledger.commit(handed.deal, handed.step)
+        return ledger
 
     def _dealt_anew(self, *, end: bool) -> bool:
         """A batch is about to be drawn: must it be dealt anew first?"""
@@ -227,8 +243,12 @@ class Shard:
         self._stale = True
 
     def _forget(self) -> None:
-        """Nothing is pending: new members may enter. With the same terms the course goes on as it is."""
-        self._pending.clear()
+        """Nothing is pending."""
+        self._drop(len(self._pending))
+
+    def _drop(self, done: int) -> None:
+        """So many are not pending any more: new members may enter. With the same terms the course goes on as it is."""
+        del self._pending[:done]
         if self._next_terms is not None:
             self._stale |= (self._next_terms.rank, self._next_terms.shares) != (self._terms.rank, self._terms.shares)
             self._terms, self._next_terms = self._next_terms, None

@@ -43,7 +43,7 @@ class Carrier:
         for bucket, layout in enumerate(layouts):
             self._layouts[group, bucket] = layout
             before = self._lanes.pop((group, bucket), None)
-            if before is not None or strategy.codec != _LOSSLESS:
+            if before is not None or (strategy.codec != _LOSSLESS and layout.gradients):
                 lanes = self._begin(group, bucket)
                 if before is not None:
                     lanes.take_over(before)
@@ -123,7 +123,7 @@ class Carrier:
         return spare.pop().copy_(x) if spare else x.clone()
 
     async def _mean(self, r: Round, order: Order, link: Link, x: Tensor) -> Tensor:
-        lanes = self._lanes.get((order.group, order.bucket))
+        lanes = self._lanes.get((order.group, order.part))
         if lanes is None:
             return await self._strategies[order.group].exchange.mean(link, x, _LOSSLESS, Cell(Like.of(x)))
         return await lanes.mean(link, x, self._place, r.number)

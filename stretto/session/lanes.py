@@ -36,6 +36,7 @@ class Layout:
 
     gradients: int
     pieces: tuple[Named, ...] = ()
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, slots=True)

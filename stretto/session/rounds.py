@@ -11,21 +11,26 @@ from torch import Tensor
 from stretto.core import Epoch
 from stretto.errors import Disagreement
 
-What: TypeAlias = Literal["mean", "broadcast", "agree", "measure", "assume"]
+What: TypeAlias = Literal["mean", "broadcast", "agree", "measure", "assume", "mix"]
 Cancel: TypeAlias = Callable[[], None]
 
 SPAN = 1 << 15
 """Exchange numbers a round takes; its buckets have the lower half."""
 _SHARE = 1 << 14
 _HEAL = _SHARE + 1
+_MIX = 1 << 39
+"""From here on exchanges are numbered that belong to no round."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
     """One bucket of a round, as the trainer gives it: ``x`` is what it has, and becomes what was agreed.
 
-    ``of`` counts the round's buckets. ``fence``: this is the first backward since a batch was drawn. ``brings``: this
-    text says what all must bring alike. ``round``: its number, where the trainer did those before by itself.
+    ``of`` counts the round's buckets; this one is its ``bucket``-th, and the ``part``-th of its group. ``fence``: this
+    is the first backward since a batch was drawn. ``brings``: this text says what all must bring alike. ``round``: its
+    number, where the trainer did those before by itself.
+
+    To ``mix`` belongs to no round: it comes after all before ``round``, at ``clock``, the same at all agents.
     """
 
     number: int
@@ -38,6 +43,8 @@ class Order:
     about: str = ""
     brings: bool = False
     round: int = 0
+    part: int = 0
+    clock: int = 0
 
     @property
     def text(self) -> str:
@@ -131,6 +138,15 @@ def exchange_number(number: int, bucket: int) -> int:
 
 def share_number(number: int) -> int:
     return number * SPAN + _SHARE
+
+
+def mix_number(clock: int, part: int) -> int:
+    return _MIX + clock * SPAN + part
+
+
+def serve_number(part: int) -> int:
+    """Where those who mix ask, and are answered, as long as the epoch lasts."""
+    return _MIX + _SHARE + part
 
 
 def heal_number(number: int, rank: int) -> int:

@@ -31,6 +31,7 @@ from stretto.session.carrier import Carrier, as_ours
 from stretto.session.dealing import Dealing
 from stretto.session.healing import Healing
 from stretto.session.lanes import Layout, Place
+from stretto.session.mixing import Mixer
 from stretto.session.rounds import Closing, Order, Round, exchange_number
 from stretto.session.settling import Settling, redone
 from stretto.session.surroundings import Surroundings, Trainer
@@ -42,6 +43,7 @@ class Session:
     def __init__(self, me: int, surroundings: Surroundings, trainer: Trainer) -> None:
         self._me, self._around, self._trainer = me, surroundings, trainer
         self._carrier = Carrier(surroundings)
+        self._mixer = Mixer(surroundings, trainer, self._carrier.meter)
         self._view: View | None = None
         self._rank = 0
         self._frozen = self._expected = self._held = False
@@ -60,10 +62,14 @@ class Session:
     def use(self, group: int, strategy: Strategy, layouts: Sequence[Layout] = ()) -> None:
         """Group ``group`` of buckets, laid out like this, is averaged by ``strategy``."""
         self._carrier.use(group, strategy, layouts)
+        self._mixer.use(strategy, layouts)
 
     def order(self, order: Order) -> None:
         if self._refused is not None:
             self._trainer.failed(order.number, self._refused)
+            return
+        if order.what == "mix":
+            self._mixer.order(order)
             return
         if order.brings:
             self._brought.update(order.text.encode())
@@ -107,13 +113,18 @@ class Session:
         else:
             self._advance()
 
-    def remembered(self) -> list[Any]:
-        """What codecs remember of every bucket, between two rounds, in plain values."""
-        return self._carrier.remembered()
+    def remembered(self) -> dict[str, Any]:
+        """What codecs and mixings remember of every bucket, between two rounds, in plain values."""
+        return {"codecs": self._carrier.remembered(), "mixings": self._mixer.remembered()}
 
-    def restore(self, parts: Sequence[Any], scale: float) -> None:
-        """Let codecs go on from what one agent, or several, remembered; see :meth:`Carrier.restore`."""
-        self._carrier.restore(parts, scale)
+    def restore(self, parts: Sequence[dict[str, Any]], scale: float) -> None:
+        """Go on from what one agent, or several, remembered; see :meth:`Carrier.restore`.
+
+        What a mixing remembers goes on only where we are as many as then: ``scale`` is 1.
+        """
+        self._carrier.restore([part["codecs"] for part in parts], scale)
+        if scale == 1 and parts:
+            self._mixer.restore(parts[0]["mixings"])
 
     @property
     def metered(self) -> tuple[float, int, int]:
@@ -207,7 +218,9 @@ class Session:
         self._around.enter(epoch, rank)
         self._carrier.assume(Network(view.delay, view.rate))
         settlement = settle(view) if stays else None
-        self._carrier.enter(Place(epoch.number, rank, epoch.hosts), redone(settlement, self._round))
+        place = Place(epoch.number, rank, epoch.hosts)
+        self._carrier.enter(place, redone(settlement, self._round))
+        self._mixer.enter(place, view.entry)
         if before is not None and stays:
             self._dealing.move(view)
             if settlement is not None:
@@ -348,5 +361,6 @@ class Session:
             self._round.cancel()
         self._settling.stop()
         self._healing.stop()
+        self._mixer.stop()
         if self._view is not None:
             self._around.abandon()

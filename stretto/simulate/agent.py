@@ -96,15 +96,15 @@ class Agent:
         self.label = label
         self.views = Views.agent(self.seat, view, head, size=self.world.size, vote=self.vote)
         uids = tuple(seat.uid for seat in view.seats)
-        self._session.use(BUCKETS, self.world.strategy, self.world.job.layouts)
-        self._session.use(NUMBERS, allreduce())
-        if self.uid in uids:
-            self._install(view)
-        self.do(self.views.begin())
         kind = Drifts if self.world.strategy.signal == "drift" else Gradients
         self.trainer = kind(
             self, self.world.strategy, self.world.job, self.world.record, uids, self.uid, self.world.pace
         )
+        self._session.use(BUCKETS, self.world.strategy, self.trainer.layouts)
+        self._session.use(NUMBERS, allreduce())
+        if self.uid in uids:
+            self._install(view)
+        self.do(self.views.begin())
         self.world.clock.spawn(self.trainer.train()).then(self._trained)
 
     def _trained(self, waiter: Waiter) -> None:
@@ -236,6 +236,8 @@ class Agent:
         return task.cancel
 
     def enter(self, epoch: Epoch, rank: int) -> None:
+        if self.trainer is not None:
+            self.trainer.held = False
         self.port.enter(epoch, rank)
 
     def part(self) -> None:
@@ -266,7 +268,9 @@ class Agent:
             self.tell("suspect", uid, self._left[uid])
 
     def hold(self) -> None:
-        """Our trainers order everything, so the session alone can hold them."""
+        """Our trainers order everything, so the session alone can hold them; but they tell each other."""
+        if self.trainer is not None:
+            self.trainer.held = True
 
     def direct(self) -> None:
         """Our trainers order everything."""

@@ -1,27 +1,44 @@
-"""A simulated agent that trains by itself, and whose drift is averaged now and then.
+"""A simulated agent that trains by itself: the real :class:`stretto.loose.Loose`, on a wire in virtual time.
 
-It draws from the real :class:`stretto.data.Shard`, which holds what is pending between two exchanges. Its own optimizer
-is plain SGD, which remembers nothing, so what all agents did can be computed again from the record.
+It draws from the real :class:`stretto.data.Shard`. Its own optimizer is plain SGD, which remembers nothing, so where
+all agree on everything at once what they did can be computed again from the record.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stretto.core import State
+from stretto.buckets import Room, layouts
 from stretto.data import Shard
 from stretto.data.standing import Standing
-from stretto.session import Closing
+from stretto.drifts import Drifts as Drift
+from stretto.loose import NOTICE, Given, Loose
+from stretto.preparing import named
+from stretto.session import Closing, Layout
+from stretto.simulate.promises import Broken
 from stretto.simulate.task import RATE, Part
-from stretto.simulate.trainer import Trainer
+from stretto.simulate.trainer import BUCKETS, Trainer
+
+T = TypeVar("T")
+
+
+class _Coming(Generic[T]):
+    """What is waited for when, and if, somebody awaits it."""
+
+    def __init__(self, wait: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._wait = wait
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._wait().__await__()
 
 
 class Drifts(Trainer):
-    """``anchor``: the weights that all agreed on last."""
+    """The wire is this trainer itself (:class:`stretto.loose.Wire`)."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -37,62 +54,120 @@ class Drifts(Trainer):
             fenced=True,
             members=self.uids,
         )
-        self._late = self._process.uid not in self.uids
         self._share = 1.0
-        self._anchor = self.weights
-        self._outers: list[State] = [self._strategy.outer.init(bucket[:-1]) for bucket in self._buckets]
+        self._model = nn.ParameterList(self.weights.split(job.sizes))
+        room = Room(lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8))
+        self._drifts = Drift([self._model], self._strategy, room, most=1)
+        self._late = self._process.uid not in self.uids
+        self._ended: tuple[Closing, tuple[Part, ...]] | None = None
+
+    @property
+    def layouts(self) -> Sequence[Layout]:
+        return [*layouts(self._drifts.buckets, named([self._model])), Layout(0)]
 
     async def _train(self) -> None:
-        self._anchor = self.weights.clone()
+        self._drifts.adopt(self._drifts.state())  # weights are now the first agent's
+        notice = torch.zeros(NOTICE)
+        self._loose = loose = Loose(self._strategy, self._drifts, (notice, notice), self, late=self._late)
         batches = iter(self._shard)
-        while self._left and not self.leaving:
+        while not self.leaving:
             await self._count(now=self._job.late)
+            if not self._left:
+                await loose.synchronise()
+                self._note()
+                if not self._left:
+                    self._check_end()
+                    return
             batch = next(batches)
             await self._count(now=not self._job.late)
             await self._process.sleep(2 * self._pace * self._random.random())
             self.weights.sub_(self._job.gradient(self.weights, batch.tolist()), alpha=RATE * self._share)
-            if self._late or self._strategy.schedule.due(self._shard.drawn - 1) or not self._left:
-                await self._synchronise()
+            await loose.stepped()
+            self._note()
 
     @property
     def _left(self) -> bool:
         """Is there a batch to draw, if nobody's is dealt again?"""
         return self._shard.drawn < len(self._shard)
 
+    def _check_end(self) -> None:
+        if not torch.equal(self.weights, self._anchor):
+            raise Broken("all have agreed for the last time, and an agent's weights are others")
+
     async def _count(self, *, now: bool) -> None:
         if now and self._job.counts(self._shard.drawn - (not self._job.late)):
+            await self._loose.collect()
+            self._note()
             await self._mean_of_number()
 
     def _weigh(self, share: float) -> None:
         self._share = share
 
-    async def _synchronise(self) -> None:
-        self._late = False
-        pieces = (self._anchor - self.weights).split(self._job.sizes)
-        closing = await self._exchange(pieces, 1.0, self._pace / 2)
-        moves = []
-        for number, mean in enumerate(self._means(closing)):
-            move, self._outers[number] = self._strategy.outer.update(mean, self._outers[number])
-            moves.append(move)
-        self._anchor.sub_(torch.cat(moves))
-        self.weights.copy_(self._anchor)
-        self._commit(closing)
+    # The wire
 
-    def _commit(self, closing: Closing) -> None:
+    @property
+    def size(self) -> int:
+        return len(self.uids)
+
+    @property
+    def drawn(self) -> int | None:
+        return self._shard.drawn
+
+    def wishes(self) -> tuple[bool, bool]:
+        return False, self.held
+
+    def agree(self, given: Sequence[Given], *, fence: bool) -> Awaitable[Closing]:
+        self._note()
+        orders = [
+            self._order("mean", one.flat, group=BUCKETS, bucket=i, of=len(given), fence=fence, part=one.part)
+            for i, one in enumerate(given)
+        ]
+        return _Coming(lambda: self._last(orders))
+
+    async def _last(self, orders: Sequence[int]) -> Closing:
+        closings = [await self._wait(order) for order in orders]
+        return next(closing for closing in closings if closing is not None)
+
+    def mix(self, part: int, x: Tensor, clock: int) -> Awaitable[bool]:
+        order = self._order("mix", x, group=BUCKETS, part=part, clock=clock)
+        return _Coming(lambda: self._mixed(order))
+
+    async def _mixed(self, order: int) -> bool:
+        return await self._wait(order) is None
+
+    def closed(self, closing: Closing, *, save: bool, but: int) -> None:
+        pending = msgspec.convert(self._shard.state(), Standing).pending
         parts = tuple(
             Part(uid, handed.deal.epoch, handed.deal.part(handed.step, rank), handed.deal.share(handed.step, rank))
-            for handed in msgspec.convert(self._shard.state(), Standing).pending
+            for handed in pending[: len(pending) - but]
             for rank, uid in enumerate(handed.members)
             if uid in closing.contributors
         )
-        self._shard.committed(closing.contributors)
-        who, remembered = tuple({part.uid for part in parts}), self._remembered()
-        self._applied(closing, self._record.commit(self.place, parts, who, self._anchor, remembered))
+        self._shard.committed(closing.contributors, but=but)
+        self._move(closing)
+        self._ended = closing, parts
+
+    # The record
+
+    def _note(self) -> None:
+        """What ended, and what landed."""
+        if self._ended is not None:
+            (closing, parts), self._ended = self._ended, None
+            who = tuple({part.uid for part in parts})
+            place = self._record.commit(self.place, parts, who, self._anchor, self._remembered())
+            self._applied(closing, place)
+        elif self.place and not self._record.holds(self.place, self._anchor, self._remembered()):
+            self.place = self._record.commit(self.place, (), (), self._anchor, self._remembered())
+
+    @property
+    def _anchor(self) -> Tensor:
+        shared = self._drifts.shared()
+        return torch.cat([shared[id(p)].flatten() for p in self._model.parameters()])
 
     def _remembered(self) -> Tensor:
         """What the outer optimizer does, in one piece."""
-        states = zip(self._outers, self._buckets, strict=True)
-        return torch.cat([torch.zeros_like(bucket[:-1]) if x is None else x for x, bucket in states])
+        states = zip(self._drifts.state(), self._drifts.buckets, strict=True)
+        return torch.cat([torch.zeros_like(bucket.elements) if x is None else x.flatten() for x, bucket in states])
 
     def _move(self, closing: Closing | None) -> None:
         super()._move(closing)
@@ -100,10 +175,10 @@ class Drifts(Trainer):
             self._shard.enter(None, self.rank, len(self.uids), members=self.uids)
 
     def _shared(self) -> dict[str, Any]:
-        return {"anchor": self._anchor, "outers": self._outers, "shard": self._shard.state()}
+        return {"anchor": self._anchor, "outers": self._drifts.state(), "shard": self._shard.state()}
 
     def _adopt(self, tree: dict[str, Any]) -> None:
-        self._anchor.copy_(tree["anchor"])
-        self._outers = tree["outers"]
+        self.weights.copy_(tree["anchor"])
         self._shard.adopt(tree["shard"], join=True)
+        self._loose.adopt(tree["outers"])
         self._record.check_healed(self.place, self._anchor, self._remembered())

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stretto.core import Named, Strategy
+from stretto.landings import Replace
 from stretto.ledger import Ranges
 from stretto.session import Layout
 from stretto.simulate.promises import Broken
@@ -54,7 +55,8 @@ class Job:
         """Each bucket holds one parameter, a matrix where that can be."""
         shapes = [(2, n // 2) if n % 2 == 0 else (n,) for n in self.sizes]
         return [
-            Layout(n, (Named(f"layer{i}.weight", s),)) for i, (n, s) in enumerate(zip(self.sizes, shapes, strict=True))
+            Layout(n, (Named(f"layer{i}.weight", s),), "float64")
+            for i, (n, s) in enumerate(zip(self.sizes, shapes, strict=True))
         ]
 
     def counts(self, step: int) -> bool:
@@ -133,11 +135,15 @@ class Record:
         """A step from place ``before``, made of these parts, each agent's in its order, by the uids ``who``."""
         return self._note(Commit(before, parts, tuple(sorted(who)), weights.clone(), momentum.clone()))
 
+    def holds(self, place: str, weights: Tensor, momentum: Tensor) -> bool:
+        """Is this the state at that place?"""
+        found = self._commits[place]
+        return torch.equal(found.weights, weights) and torch.equal(found.momentum, momentum)
+
     def check_healed(self, place: str, weights: Tensor, momentum: Tensor) -> None:
-        found = self._commits.get(place)
-        if found is None:
+        if place not in self._commits:
             raise Broken("a newcomer was given a state that nobody has reached")
-        if not (torch.equal(found.weights, weights) and torch.equal(found.momentum, momentum)):
+        if not self.holds(place, weights, momentum):
             raise Broken("a newcomer was given other weights than those it was told of")
 
     def before(self, place: str) -> str:
@@ -152,7 +158,12 @@ class Record:
         return found[::-1]
 
     def replay(self, place: str, strategy: Strategy) -> float:
-        """How far one process that trains the same samples ends from there, relative to the weights."""
+        """How far one process that trains the same samples ends from there, relative to the weights.
+
+        0 where the weights depend on more than who trained what between two agreements of all.
+        """
+        if strategy.beside is not None or strategy.schedule.fragments != 1 or strategy.landing != Replace():
+            return 0.0
         root, *steps = (self._commits[p] for p in self.way(place))
         apply = self._whole_batches if strategy.signal == "gradient" else self._windows
         weights = apply(root.weights.clone(), steps, strategy)

@@ -20,7 +20,7 @@ from stretto import state
 from stretto.core import Strategy
 from stretto.errors import StrettoError
 from stretto.links.loop import Waiter
-from stretto.session import Closing, Order
+from stretto.session import Closing, Layout, Order
 from stretto.session.rounds import What
 from stretto.simulate.promises import Broken
 from stretto.simulate.task import Job, Record
@@ -41,7 +41,10 @@ class Process(Protocol):
 
 
 class Trainer(ABC):
-    """``uids``: the members, as of the last round; ``place``: where the record has this state."""
+    """``uids``: the members, as of the last round; ``place``: where the record has this state.
+
+    ``held``: somebody wants in.
+    """
 
     def __init__(
         self,
@@ -59,13 +62,13 @@ class Trainer(ABC):
         self.rank = uids.index(process.uid) if process.uid in uids else 0
         self.uids = uids
         self.place = ""
-        self.ended = self.leaving = False
+        self.ended = self.leaving = self.held = False
         self.weights = torch.rand(sum(job.sizes), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         self._ballast = torch.zeros(job.ballast, dtype=torch.uint8)
         self._buckets = [torch.zeros(n + 1, dtype=torch.float64) for n in job.sizes]
         self._memory: Tensor | None = None
         self._scratch = torch.zeros(4096, dtype=torch.uint8)
-        self._number = 0
+        self._number = self._round = 0
         self._answers: dict[int, Closing | None] = {}
         self._heard: deque[tuple[str, tuple[Any, ...]]] = deque()
         self._hears: Waiter | None = None
@@ -82,6 +85,11 @@ class Trainer(ABC):
         await self._prepare()
         await self._train()
         self.ended = True
+
+    @property
+    def layouts(self) -> Sequence[Layout]:
+        """What lies in the buckets that are exchanged."""
+        return self._job.layouts
 
     @abstractmethod
     async def _train(self) -> None: ...
@@ -152,7 +160,7 @@ class Trainer(ABC):
 
     def _order(self, what: What, x: Tensor, **more: Any) -> int:
         self._number += 1
-        self._process.to_session("order", Order(self._number, what, x, **more))
+        self._process.to_session("order", Order(self._number, what, x, round=self._round + 1, **more))
         return self._number
 
     async def _wait(self, number: int) -> Closing | None:
@@ -161,7 +169,10 @@ class Trainer(ABC):
                 self._hears = Waiter()
                 await self._hears
             self._serve(*self._heard.popleft())
-        return self._answers.pop(number)
+        closing = self._answers.pop(number)
+        if closing is not None and not closing.alone:
+            self._round = closing.round
+        return closing
 
     def _serve(self, name: str, what: tuple[Any, ...]) -> None:
         match name:

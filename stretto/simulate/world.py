@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
+
 from stretto.codecs import Identity
 from stretto.core import Strategy
 from stretto.membership.messages import FOUNDER, Vote
@@ -68,11 +70,12 @@ class World:
             Broken: a promise does not hold.
         """
         last = max((fault.at + fault.seconds for fault in self.faults), default=0.0)
-        self.clock.run(last + 0.5)
-        if not self.clock.halted:
-            self._begin_calm()
-            self.clock.run(self.clock.now + CALM)
-        self._judge()
+        with torch.no_grad():
+            self.clock.run(last + 0.5)
+            if not self.clock.halted:
+                self._begin_calm()
+                self.clock.run(self.clock.now + CALM)
+            self._judge()
 
     # Processes
 

@@ -2,17 +2,21 @@
 
 from stretto.strategies.allreduce import allreduce
 from stretto.strategies.diloco import diloco
+from stretto.strategies.eager_diloco import eager_diloco
 from stretto.strategies.gossip_sgd import gossip_sgd
 from stretto.strategies.hierarchical_local_sgd import hierarchical_local_sgd
 from stretto.strategies.local_sgd import local_sgd, post_local_sgd
 from stretto.strategies.push_sum import push_sum
+from stretto.strategies.streaming_diloco import streaming_diloco
 
 __all__ = [
     "allreduce",
     "diloco",
+    "eager_diloco",
     "gossip_sgd",
     "hierarchical_local_sgd",
     "local_sgd",
     "post_local_sgd",
     "push_sum",
+    "streaming_diloco",
 ]

@@ -1,0 +1,66 @@
+"""Streaming DiLoCo: fragment after fragment, each sent while the next steps are trained."""
+
+from __future__ import annotations
+
+from stretto.codecs.identity import Identity
+from stretto.core import Codec, Strategy, Topology
+from stretto.errors import UsageError
+from stretto.exchanges.allreduce import AllReduce
+from stretto.landings import Mix
+from stretto.outers import Nesterov
+from stretto.schedules import Staggered
+from stretto.text import call_text, coerce, named
+from stretto.topologies.auto import Auto
+
+
+@named("streaming_diloco", kind="strategy")
+def streaming_diloco(
+    every: int = 64,
+    fragments: int = 4,
+    overlap: int = 1,
+    mix: float = 0.5,
+    *,
+    outer_lr: float = 0.7,
+    outer_momentum: float = 0.9,
+    topology: Topology | str = Auto(),  # noqa: B008
+    codec: Codec | str = Identity(),  # noqa: B008
+) -> Strategy:
+    """As ``diloco``, but by ``fragments`` of the parameters, one after another, each sent while agents train on.
+
+    Each fragment is exchanged every ``every`` batches; what comes back lands ``overlap`` batches after it was sent, and
+    ``mix`` of an agent's own weights remains then. The peak of bytes is divided by the fragments, and the network has
+    ``overlap`` steps' time for each. With one fragment, ``overlap=0`` and ``mix=0`` it is ``diloco``.
+
+    A death costs what the dead had trained since its oldest fragment was exchanged, at most ``every`` batches: these
+    samples are trained by others, and may then be twice in some fragments. Survivors lose nothing. A newcomer comes in
+    at an exchange of all fragments at once, which the others make when they hear of it.
+
+    Douillard et al.: Streaming DiLoCo with overlapping communication, 2025 (arXiv 2501.18512), algorithm 2.
+
+    Raises:
+        UsageError: more fragments than batches in a round, or (when models are prepared) than parameters; an overlap
+            longer than the time between two fragments; or rates that cannot be.
+
+    >>> str(streaming_diloco(32, 4, codec="int4"))
+    'streaming_diloco(32, codec=int4)'
+    """
+    along: Topology = coerce(topology, "topology")
+    wire: Codec = coerce(codec, "codec")
+    rates = {"outer_lr": outer_lr, "outer_momentum": outer_momentum}
+    values = {"every": every, "fragments": fragments, "overlap": overlap, "mix": mix, **rates}
+    text = call_text(streaming_diloco, {**values, "topology": along, "codec": wire})
+    schedule, landing = Staggered(every, fragments), Mix(mix, overlap)
+    if overlap > every // fragments:
+        raise UsageError(
+            f"{text}: overlap={overlap} is longer than the {every // fragments} steps between two fragments: "
+            f"use overlap={every // fragments} or fewer fragments"
+        )
+    return Strategy(
+        signal="drift",
+        schedule=schedule,
+        exchange=AllReduce(along),
+        codec=wire,
+        outer=Nesterov(outer_lr, outer_momentum),
+        landing=landing,
+        text=text,
+    )

@@ -1,0 +1,101 @@
+"""How an agent that trains by itself reaches the others: through its courier, or, alone, not at all.
+
+What waits is written as coroutines (:mod:`stretto.loose`), which a simulated agent runs in virtual time. A trainer has
+nothing else to do meanwhile: here what they await is waited for on the spot, so :func:`finish` runs them to their end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from stretto.courier import Courier
+from stretto.errors import NonFinite
+from stretto.loose import Given
+from stretto.session import Closing
+
+T = TypeVar("T")
+
+
+class Owner(Protocol):
+    """Whose wire it is."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def drawn(self) -> int | None: ...
+    @property
+    def members(self) -> tuple[int, ...]: ...
+    def wishes(self) -> bool: ...
+    def trained(self, closing: Closing, *, save: bool, but: int) -> None: ...
+
+
+class Wire:
+    """The wire of group ``group``; see :class:`stretto.loose.Wire`."""
+
+    def __init__(self, owner: Owner, courier: Courier | None, group: int) -> None:
+        self._owner, self._courier, self._group = owner, courier, group
+        self.closed = owner.trained
+
+    @property
+    def size(self) -> int:
+        return self._owner.size
+
+    @property
+    def drawn(self) -> int | None:
+        return self._owner.drawn
+
+    def wishes(self) -> tuple[bool, bool]:
+        return self._owner.wishes(), self._courier is not None and self._courier.held
+
+    def agree(self, given: Sequence[Given], *, fence: bool) -> Awaitable[Closing]:
+        courier = self._courier
+        if courier is None:
+            for one in given:
+                if one.mean is not one.flat:
+                    one.mean.copy_(one.flat)
+            return _Now(lambda: Closing(0, self._owner.members))
+        waits = [
+            courier.mean(self._group, one.flat, one.mean, bucket=i, of=len(given), fence=fence, part=one.part)
+            for i, one in enumerate(given)
+        ]
+        return _Now(lambda: self._ended(waits))
+
+    def mix(self, part: int, x: Tensor, clock: int) -> Awaitable[bool]:
+        if self._courier is None:
+            return _Now(lambda: False)
+        return _Now(self._courier.mix(self._group, x, part=part, clock=clock))
+
+    def _ended(self, waits: Sequence[Callable[[], Closing | None]]) -> Closing:
+        try:
+            closings = [wait() for wait in waits]
+        except NonFinite as e:
+            raise NonFinite(f"step {self._owner.steps + 1}: {e}") from None
+        return next(closing for closing in closings if closing is not None)
+
+
+class _Now(Generic[T]):
+    """What is waited for on the spot."""
+
+    def __init__(self, wait: Callable[[], T]) -> None:
+        self._wait = wait
+
+    def __await__(self) -> Generator[None, None, T]:
+        yield from ()
+        return self._wait()
+
+
+def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work``, which awaits nothing but what is waited for on the spot, with gradients off."""
+    try:
+        with torch.no_grad():
+            work.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise RuntimeError("it waits for something that only time can bring")
