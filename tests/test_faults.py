@@ -10,59 +10,27 @@ from typing import Any
 
 import pytest
 import torch
-from processes import Died, Run, running
-from torch import Tensor, nn
+from lives import BATCH, KILLED, SAMPLES, alike, close, data, every_link, kill_both, model, others, stay
+from processes import Run, running
+from torch import nn
 from torch.nn import functional
+from trainings import sgd, weights
 
 from stretto.agent import Agent
 from stretto.data import Shard
 from stretto.errors import Refused, StrettoError
 
 pytestmark = pytest.mark.network
-every_link = pytest.mark.parametrize("link", ["tcp", "shm"])
-KILLED = Died(signal=signal.SIGKILL)
-SAMPLES, FEATURES, CLASSES, BATCH = 61, 12, 5, 4
 WIDE = 600
 """A width whose gradients take several buckets."""
-
-
-def model(width: int = 16) -> nn.Sequential:
-    torch.manual_seed(11)
-    layers = [nn.Linear(FEATURES, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width)]
-    return nn.Sequential(*layers, nn.Tanh(), nn.Linear(width, CLASSES)).double()
-
-
-def sgd(net: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-
-
-def data() -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(SAMPLES, FEATURES, generator=generator, dtype=torch.float64)
-    return x, torch.randint(CLASSES, (SAMPLES,), generator=generator), torch.arange(SAMPLES)
-
-
-def weights(net: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in net.parameters()])
 
 
 # Deaths at chosen moments
 
 
-def kill_both() -> None:
-    os.kill(0, signal.SIGKILL)
-
-
-def kill_trainer() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def kill_courier(agent: Agent) -> None:
     assert agent._courier is not None
     os.kill(agent._courier._pid, signal.SIGKILL)
-
-
-MOMENTS = ("before backward", "within backward", "after backward", "after the step")
 
 
 class Deaths:
@@ -118,14 +86,14 @@ def train(
         fatal.at("after the step")
     return {
         "digest": agent.digest(),
-        "weights": weights(net).tolist(),
+        "weights": weights(net),
         "proof": shard.proof(),
         "steps": agent.steps,
         "labels": list(agent.epoch.labels),
     }
 
 
-def replayed(run: Run, witness: int, width: int = 16) -> Tensor:
+def replayed(run: Run, witness: int, width: int = 16) -> list[float]:
     """The weights of one process that trains, step by step, what life ``witness`` says was trained by whom."""
     drawn: dict[tuple[int, int], list[int]] = {}
     for life in run.lives:
@@ -142,10 +110,6 @@ def replayed(run: Run, witness: int, width: int = 16) -> Tensor:
     return weights(net)
 
 
-def close(life: dict[str, Any], expected: Tensor) -> bool:
-    return bool((torch.tensor(life["weights"], dtype=torch.float64) - expected).abs().max() <= 1e-6)
-
-
 def check_survivors(run: Run, dead: set[int], width: int = 16) -> list[Any]:
     """All others end alike, with every sample trained once an epoch, as one process would."""
     ends = run.results()
@@ -155,7 +119,7 @@ def check_survivors(run: Run, dead: set[int], width: int = 16) -> list[Any]:
     assert left[0]["labels"] == [label for label in range(len(ends)) if label not in dead]
     assert left[0]["proof"].startswith(f"{SAMPLES} samples, each exactly once in each of 2 epochs; ledger ")
     witness = next(label for label in range(len(ends)) if label not in dead)
-    assert close(left[0], replayed(run, witness, width))
+    assert close(left[0]["weights"], replayed(run, witness, width), 1e-6)
     return ends
 
 
@@ -198,63 +162,6 @@ def test_several_may_die_one_after_the_other_down_to_one(link: str, tmp_path: Pa
 # They come again
 
 
-def stay(
-    agent: Agent,
-    life: int,
-    stop: str,
-    dies: str = "",
-    rule: Any = "mean",
-    width: int = 16,
-    strategy: str = "allreduce",
-) -> dict[str, Any]:
-    """Train until the file ``stop`` is there. ``dies``: ``"LABEL LIFE MOMENT"``."""
-    torch.manual_seed(life + 10 * agent.label)
-    net = nn.Sequential(nn.BatchNorm1d(FEATURES, dtype=torch.float64), *model(width))
-    optimizer = sgd(net)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
-    scaler = torch.amp.GradScaler("cpu", init_scale=64.0 * (life + 1), growth_interval=3)
-    net, optimizer, scheduler, scaler = agent.prepare(
-        net, optimizer, scheduler, scaler, buffers=rule, strategy=strategy
-    )
-    shard = agent.shard(data(), BATCH, epochs=100_000, seed=3)
-    for moment in ("snapshot", "take_over"):
-        if dies == f"{agent.label} {life} {moment}":
-            setattr(agent, moment, lambda _: kill_both())
-    for x, y, _ in shard:
-        if agent.steps == 4 and dies == f"{agent.label} {life} step":
-            kill_both()
-        scaler.scale(functional.cross_entropy(net(x), y)).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        scheduler.step()
-        optimizer.zero_grad()
-        agent.trace.event("stepped", step=agent.steps)
-        if agent.mean(float(Path(stop).exists())) > 0:
-            break
-        time.sleep(0.002)
-    momentum = [optimizer.state[p]["momentum_buffer"].sum().item() for p in net.parameters()]
-    return {
-        "digest": agent.digest(),
-        "outer": [momentum, scheduler.last_epoch, scheduler.get_last_lr(), scaler.get_scale()],
-        "ledger": shard.proof(),
-        "steps": agent.steps,
-        "labels": list(agent.epoch.labels),
-    }
-
-
-def alike(ends: list[Any], labels: list[int]) -> None:
-    """The last lives of these, and nobody else, were in at the end, with the same state."""
-    assert all(isinstance(end, dict) for end in ends), ends
-    assert all(end == ends[0] for end in ends), ends
-    assert sorted(ends[0]["labels"]) == labels
-    assert "none twice" in ends[0]["ledger"] or "exactly once" in ends[0]["ledger"]
-
-
-def others(run: Run, *labels: int) -> None:
-    """Wait until agent ``labels[0]`` is in a view of these, and all of them have left the first one."""
-    run.lives[labels[0]].wait("view", labels=list(labels))
-
-
 @every_link
 def test_one_started_again_is_given_the_state_and_trains_on(link: str, tmp_path: Path) -> None:
     """Weights, momentum, scheduler, scaler, batch norm's statistics and the ledger: of the others, not its own."""
@@ -263,7 +170,7 @@ def test_one_started_again_is_given_the_state_and_trains_on(link: str, tmp_path:
         others(run, 0, 2)
         again = run.start(1)
         healed = again.wait("healed")
-        assert healed["nbytes"] > 8 * weights(model()).numel()
+        assert healed["nbytes"] > 8 * len(weights(model()))
         again.wait("stepped", step=run.lives[0].events("stepped")[-1]["step"] + 2)
         stop.touch()
         ends = run.results()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
-import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -13,31 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from processes import Died, Run, agents, running
-from torch import Tensor, nn
+from lives import BATCH, KILLED, SAMPLES, alike, close, data, every_link, further, kill_both, model, others, stay
+from processes import Run, agents, running
 from torch.nn import functional
+from trainings import weights
 
 from stretto.agent import Agent
 
 pytestmark = pytest.mark.network
-SAMPLES, FEATURES, CLASSES, BATCH = 61, 12, 5, 4
-KILLED = Died(signal=signal.SIGKILL)
-every_link = pytest.mark.parametrize("link", ["tcp", "shm"])
-
-
-def data() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(4)
-    x = torch.randn(SAMPLES, FEATURES, generator=generator, dtype=torch.float64)
-    return x, torch.randint(CLASSES, (SAMPLES,), generator=generator)
-
-
-def model() -> nn.Sequential:
-    torch.manual_seed(8)
-    return nn.Sequential(nn.Linear(FEATURES, 16), nn.Tanh(), nn.Linear(16, CLASSES)).double()
-
-
-def weights(net: nn.Module) -> list[float]:
-    return torch.cat([p.detach().flatten() for p in net.parameters()]).tolist()
 
 
 def train(
@@ -52,7 +33,7 @@ def train(
     net, optimizer = agent.prepare(net, optimizer, strategy=strategy)
     shard = agent.shard(data(), BATCH, epochs=2, seed=3)
     resumed = agent.checkpoint(place, every=0.0) if place else False
-    for x, y in itertools.islice(shard, steps):
+    for x, y, _ in itertools.islice(shard, steps):
         functional.cross_entropy(net(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -65,10 +46,6 @@ def train(
         "steps": agent.steps,
         "resumed": resumed,
     }
-
-
-def close(a: list[float], b: list[float], within: float = 1e-12) -> bool:
-    return (torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)).abs().max().item() <= within
 
 
 @every_link
@@ -130,7 +107,7 @@ def end_early(agent: Agent, strategy: str, place: str, every: float, *, failed: 
     net, optimizer = agent.prepare(net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), strategy=strategy)
     shard = agent.shard(data(), BATCH, epochs=2, seed=3)
     agent.checkpoint(place, every)
-    for x, y in itertools.islice(shard, 7):
+    for x, y, _ in itertools.islice(shard, 7):
         functional.cross_entropy(net(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -169,14 +146,14 @@ def finish(agent: Agent, life: int, strategy: str, dies: int) -> dict[str, Any]:
     """Two epochs. Agent 1 dies, in its first life, after batch ``dies``."""
     net = model()
     net, optimizer = agent.prepare(net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), strategy=strategy)
-    shard = agent.shard((*data(), torch.arange(SAMPLES)), BATCH, epochs=2, seed=3)
+    shard = agent.shard(data(), BATCH, epochs=2, seed=3)
     for x, y, numbers in shard:
         agent.trace.event("drawn", at=shard.drawn, samples=numbers.tolist())
         functional.cross_entropy(net(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
         if (agent.label, life, shard.drawn) == (1, 0, dies):
-            os.kill(0, signal.SIGKILL)
+            kill_both()
     return {"digest": agent.digest(), "proof": shard.proof(), "labels": list(agent.epoch.labels)}
 
 
@@ -205,47 +182,11 @@ def test_a_death_costs_what_the_dead_had_trained_since_the_last_exchange(
 # They come again
 
 
-def stay(agent: Agent, life: int, stop: str, strategy: str) -> dict[str, Any]:
-    """Train until the file ``stop`` is there, with all that a script may have."""
-    torch.manual_seed(life + 10 * agent.label)
-    net = nn.Sequential(nn.BatchNorm1d(FEATURES, dtype=torch.float64), *model())
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.999)
-    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=3)
-    net, optimizer, scheduler, scaler = agent.prepare(net, optimizer, scheduler, scaler, strategy=strategy)
-    shard = agent.shard(data(), BATCH, epochs=100_000, seed=3)
-    for x, y in shard:
-        scaler.scale(functional.cross_entropy(net(x), y)).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        scheduler.step()
-        optimizer.zero_grad()
-        agent.trace.event("stepped", step=shard.drawn)
-        if agent.mean(float(Path(stop).exists())) > 0:
-            break
-        time.sleep(0.002)
-    agent.synchronise()
-    return {
-        "digest": agent.digest(),
-        "schedule": [scheduler.last_epoch, scheduler.get_last_lr()],
-        "ledger": shard.proof(),
-        "steps": agent.steps,
-        "labels": list(agent.epoch.labels),
-    }
-
-
-def alike(ends: list[Any], labels: list[int]) -> None:
-    assert all(isinstance(end, dict) for end in ends), ends
-    assert all(end == ends[0] for end in ends), ends
-    assert sorted(ends[0]["labels"]) == labels
-    assert "none twice" in ends[0]["ledger"] or "exactly once" in ends[0]["ledger"]
-
-
-def further(run: Run, label: int, steps: int) -> None:
-    """Wait until that life has come so many batches further."""
-    life = run.lives[label]
-    life.wait("stepped")
-    life.wait("stepped", step=life.events("stepped")[-1]["step"] + steps)
+def stay_loose(agent: Agent, life: int, stop: str, strategy: str) -> dict[str, Any]:
+    """As all others stay; but momentum and scale are each agent's own."""
+    end = stay(agent, life, stop, strategy=strategy)
+    del end["momentum"], end["scale"]
+    return end
 
 
 every_strategy = pytest.mark.parametrize(
@@ -259,10 +200,10 @@ def test_one_started_again_is_given_what_all_share_and_enters_at_an_exchange(
     strategy: str, link: str, tmp_path: Path
 ) -> None:
     stop = tmp_path / "stop"
-    with running(3, stay, str(stop), strategy, folder=tmp_path, link=link) as run:
-        run.lives[1].wait("stepped", step=12)
+    with running(3, stay_loose, str(stop), strategy, folder=tmp_path, link=link) as run:
+        run.lives[1].wait("stepped", drawn=12)
         run.lives[1].signal(signal.SIGKILL)
-        run.lives[0].wait("view", labels=[0, 2])
+        others(run, 0, 2)
         run.start(1).wait("healed")
         further(run, 3, 7)
         stop.touch()
@@ -275,10 +216,10 @@ def test_one_started_again_is_given_what_all_share_and_enters_at_an_exchange(
 def test_one_that_was_stopped_comes_back_with_what_all_share(strategy: str, tmp_path: Path) -> None:
     """What it trained by itself since the last exchange is trained by others."""
     stop = tmp_path / "stop"
-    with running(3, stay, str(stop), strategy, folder=tmp_path) as run:
-        run.lives[1].wait("stepped", step=12)
+    with running(3, stay_loose, str(stop), strategy, folder=tmp_path) as run:
+        run.lives[1].wait("stepped", drawn=12)
         run.lives[1].signal(signal.SIGSTOP)
-        run.lives[0].wait("view", labels=[0, 2])
+        others(run, 0, 2)
         run.lives[1].signal(signal.SIGCONT)
         run.lives[1].wait("healed")
         further(run, 1, 7)
@@ -289,8 +230,8 @@ def test_one_that_was_stopped_comes_back_with_what_all_share(strategy: str, tmp_
 @every_link
 def test_the_coordinator_may_die_within_a_window_and_an_agent_after_it(link: str, tmp_path: Path) -> None:
     stop = tmp_path / "stop"
-    with running(4, stay, str(stop), "diloco(5)", folder=tmp_path, link=link) as run:
-        run.lives[0].wait("stepped", step=7)
+    with running(4, stay_loose, str(stop), "diloco(5)", folder=tmp_path, link=link) as run:
+        run.lives[0].wait("stepped", drawn=7)
         run.kill_coordinator()
         run.lives[3].wait("view", number=2, labels=[0, 1, 2, 3])
         run.lives[0].signal(signal.SIGKILL)
