@@ -19,7 +19,6 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from stretto.codecs.identity import Identity
 from stretto.core import Cell, Codec, Like, Link, Message, Native, Topology
 from stretto.errors import UsageError
 from stretto.exchanges import plan as plans
@@ -45,7 +44,7 @@ class AllReduce:
     chunk: int | None = None
 
     async def mean(self, link: Link, x: Tensor, codec: Codec, cell: Cell) -> Tensor:
-        """Overwrites ``x`` where the codec's payload is the tensor itself. An agent alone has its own mean, uncoded.
+        """Overwrites ``x`` where the codec's payload is the tensor itself. The mean of an agent alone is ``x``.
 
         Raises:
             PeerLost: an agent that was needed is gone; then ``x`` is undefined.
@@ -53,9 +52,9 @@ class AllReduce:
             NonFinite: it holds NaN or infinity, which the codec cannot send.
             DamagedPayload: an agent sent what cannot be decoded.
         """
-        like = cell.like
-        if link.size == 1 and not isinstance(codec, Identity):
+        if link.size == 1:
             return x
+        like = cell.like
         if not codec.summable:
             flat = x.reshape(-1)
             return (await mean_by_owners(link, flat, codec, cell, self._parts(link.hosts, like))).view(x.shape)
