@@ -109,7 +109,22 @@ def test_a_failure_is_shown_once_with_its_agent_and_ends_the_others(capfd: pytes
         run_agents(script(RANK, fail), 4)
     err = capfd.readouterr().err
     assert err.count("Traceback") == 1 and "1| ValueError: the cause" in err
-    assert "agents 0, 2, 3 were ended because agent 1 failed" in err
+    assert "agents 0, 2, 3 ended because agent 1 failed" in err
+
+
+def test_who_has_finished_is_not_said_to_have_ended_because_of_another(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Agent 0 finishes just when it would be ended, and agent 2 would go on."""
+    act = (
+        "import signal\nif rank == 0: signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\n"
+        f"open({str(tmp_path)!r} + f'/ready-{{rank}}', 'w').close()\n"
+        f"while len(os.listdir({str(tmp_path)!r})) < 3: pass\n"
+        "if rank == 1: raise ValueError('the cause')\nimport time; time.sleep(600)\n"
+    )
+    with pytest.raises(ScriptFailed, match="agent 1 ended"):
+        run_agents(script(RANK, act), 3)
+    assert "stretto: agent 2 ended because agent 1 failed" in capfd.readouterr().err.splitlines()
 
 
 def test_the_echo_of_a_failure_in_the_others_is_not_shown(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -125,13 +140,14 @@ def test_the_echo_of_a_failure_in_the_others_is_not_shown(capfd: pytest.CaptureF
         run_agents(script(RANK, PEER_LOST, fail), 3)
     err = capfd.readouterr().err
     assert err.count("Traceback") == 1 and "the cause" in err and "PeerLost" not in err
-    assert "agents 0, 2 were ended because agent 1 failed" in err
+    assert "agents 0, 2 ended because agent 1 failed" in err
 
 
 def test_when_all_only_missed_each_other_one_of_them_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ScriptFailed):
         run_agents(script(RANK, PEER_LOST, "raise PeerLost('the network is gone')"), 3)
-    assert capfd.readouterr().err.count("Traceback") == 1
+    err = capfd.readouterr().err
+    assert err.count("Traceback") == 1 and "because" not in err
 
 
 def test_a_traceback_that_was_caught_and_logged_is_shown(capfd: pytest.CaptureFixture[str]) -> None:

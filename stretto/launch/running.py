@@ -59,6 +59,7 @@ class Run:
         self._agents: list[Agent] = []
         self._lost: list[Agent] = []
         self._culprit: Agent | None = None
+        self._concerned: list[Agent] = []
         self._coordinator: Life | None = None
         self._lifeline = Lifeline()
         self._signal: int | None = None
@@ -104,6 +105,7 @@ class Run:
             now = time.monotonic()
             self._hearing.age(now)
             self._advance(now)
+        self._tell_who_ended()
         if self._signal is not None:
             return 128 + self._signal
         if self._culprit is not None:
@@ -212,11 +214,16 @@ class Run:
     def _fail(self, culprit: Agent) -> None:
         """End all because of one."""
         self._culprit = culprit
+        self._concerned = [a for a in self._agents if a is not culprit and (a.running or a in self._lost)]
         self._hearing.release(culprit.life)
-        others = [a.rank for a in self._agents if a is not culprit and (a.running or a in self._lost)]
-        if others:
-            self._say(f"{_ranks(others)} ended because agent {culprit.rank} failed")
         self._end_all(time.monotonic())
+
+    def _tell_who_ended(self) -> None:
+        """Known only when all are gone: one that seemed to run may have been finishing when the signal came."""
+        ranks = [str(agent.rank) for agent in self._concerned if not agent.finished]
+        if ranks and self._culprit is not None and self._culprit.life.end is not End.ALONE:
+            who = f"agent{'s' if len(ranks) > 1 else ''} {', '.join(ranks)}"
+            self._say(f"{who} ended because agent {self._culprit.rank} failed")
 
     def _on_signal(self, number: int) -> None:
         if self._signal is not None:
@@ -246,7 +253,3 @@ class Run:
             what += ", and no other agent is left that has the model"
         memory = ", and see whether the machine was out of memory" if agent.life.code == -signal.SIGKILL else ""
         return NobodyLeft(what, f"; start the run again{memory}")
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return f"agent {ranks[0]} was" if len(ranks) == 1 else f"agents {', '.join(map(str, ranks))} were"
