@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from stretto.core import Strategy as Strategy
     from stretto.launch.join import join as join
     from stretto.strategies import allreduce as allreduce
+    from stretto.strategies import async_easgd as async_easgd
+    from stretto.strategies import async_gossip as async_gossip
     from stretto.strategies import diloco as diloco
+    from stretto.strategies import easgd as easgd
     from stretto.strategies import local_sgd as local_sgd
+    from stretto.strategies import noloco as noloco
     from stretto.strategies import post_local_sgd as post_local_sgd
     from stretto.text import parse as parse
 
@@ -27,14 +31,31 @@ _HOMES = {
     "Agent": "stretto.agent",
     "Strategy": "stretto.core",
     "allreduce": "stretto.strategies",
+    "async_easgd": "stretto.strategies",
+    "async_gossip": "stretto.strategies",
     "diloco": "stretto.strategies",
+    "easgd": "stretto.strategies",
     "join": "stretto.launch.join",
     "local_sgd": "stretto.strategies",
+    "noloco": "stretto.strategies",
     "parse": "stretto.text",
     "post_local_sgd": "stretto.strategies",
 }
 
-__all__ = ["Agent", "Strategy", "allreduce", "diloco", "join", "local_sgd", "parse", "post_local_sgd"]
+__all__ = [
+    "Agent",
+    "Strategy",
+    "allreduce",
+    "async_easgd",
+    "async_gossip",
+    "diloco",
+    "easgd",
+    "join",
+    "local_sgd",
+    "noloco",
+    "parse",
+    "post_local_sgd",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,9 +13,13 @@ events loses one or applies one twice, and the sum over agents stays what the tr
 additions: whatever the codec loses is lost of both alike. If nothing happens in between, the two then differ by
 q_i's error less q_j's: with an exact codec by nothing.
 
+Questions that cross would swap two agents' tensors in place of averaging them, at every turn where the two are equally
+quick. So an agent whose own question to the asker is under way declines, if it is of the lower rank: what is averaged
+is for the answerer alone to say, and one of the two questions counts.
+
 The asked agent's server changes P while its trainer is elsewhere, and keeps what it added in ``owed``. The trainer's
 next visit starts from its own tensor and that, P = x + owed, and what comes back to it holds all that was added until
-then. An agent that has published nothing (or no more) answers so, and nothing happens.
+then. An agent that has published nothing (or no more) declines, too, and nothing happens.
 
 A visit's peer is drawn evenly, by each agent by itself. Staleness: P is what the trainer had at its last visit.
 """
@@ -57,8 +61,9 @@ class Pairs:
         peer = (link.rank + 1 + mixed(cell.like.own, clock) % (link.size - 1)) % link.size
         value: Tensor = x.clone() if state["owed"] is None else x + state["owed"]
         payload, mine, state["codec"] = written(value, codec, cell.like, state["codec"])
-        state["value"], state["owed"] = value, None
+        state["value"], state["owed"], state["asking"] = value, None, peer
         answer = await ask(link, peer, payload, state["asked"])
+        state["asking"] = None
         if answer:
             _add(state, _half(codec, answer, mine, cell))
         state["owed"] = None
@@ -77,7 +82,7 @@ class Pairs:
         state = _state(cell, codec)
         while True:
             peer, question = await listen(link, state["answered"])
-            if state["value"] is None:
+            if state["value"] is None or (state["asking"] == peer and link.rank < peer):
                 reply(link, peer, (), state["answered"])
                 continue
             payload, mine, state["codec"] = written(state["value"], codec, cell.like, state["codec"])
@@ -97,11 +102,14 @@ class Pairs:
 
 
 def _state(cell: Cell, codec: Codec) -> dict[str, Any]:
-    """What is published and owed; how often whom was asked, and whom was answered. ``mix`` and ``serve`` share it."""
+    """What is published and owed; whom we are asking; how often each was asked, and answered.
+
+    ``mix`` and ``serve`` share it.
+    """
     if cell.state is None:
         check_apart(codec, "pairs")
         init = codec.init(cell.like)
-        cell.state = {"value": None, "owed": None, "codec": init, "asked": {}, "answered": {}}
+        cell.state = {"value": None, "owed": None, "asking": None, "codec": init, "asked": {}, "answered": {}}
     state: dict[str, Any] = cell.state
     return state
 
