@@ -322,7 +322,11 @@ class Served(Protocol):
     """A mixing in which agents answer others while they themselves do something else."""
 
     async def serve(self, link: Link, codec: Codec, cell: Cell) -> None:
-        """Answer whoever asks, from the same ``cell``, until the epoch ends."""
+        """Answer whoever asks, from the same ``cell`` and over the same ``link``, until all agree or the epoch ends."""
+        ...
+
+    def settle(self, cell: Cell) -> Tensor | None:
+        """All are about to agree: give no more, and say what others have added to our tensor that we do not have."""
         ...
 
 

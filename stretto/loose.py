@@ -28,10 +28,10 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from stretto.core import Strategy
+from stretto.core import Served, Strategy
 from stretto.drifts import Drifts
-from stretto.landings import Restart
-from stretto.session import Closing
+from stretto.landings import Replace, Restart
+from stretto.session import SETTLE, Closing
 
 NOTICE: Final = 4
 """Elements of a notice: it was given, a checkpoint is wished, somebody is at the door, nothing."""
@@ -110,7 +110,7 @@ class Loose:
     ) -> None:
         self.drifts = drifts
         self._strategy, self._notice, self._wire = strategy, notice, wire
-        self._whole_next = late
+        self._whole_next, self._alike = late, True
         self._steps = self._done = 0
         self._agreed = [0] * len(drifts.fragments)
         self._flight: Flight | None = None
@@ -129,7 +129,7 @@ class Loose:
 
     async def synchronise(self) -> None:
         """Agree on all that was trained since the last time, and all be alike; all call it after the same batch."""
-        if self._whole_next or self._number() > min(self._agreed) or self._flight is not None:
+        if self._whole_next or not self._alike:
             self._done = self._number()
             await self._agree_on_all(leap=True)
 
@@ -138,7 +138,7 @@ class Loose:
         step, strategy = self._number(), self._strategy
         if step <= self._done:
             return
-        self._done = step
+        self._done, self._alike = step, False
         if self._flight is not None and step - self._flight.since >= max(1, strategy.landing.behind):
             await self._land()
         due = strategy.schedule.due(step - 1)
@@ -165,7 +165,7 @@ class Loose:
         return self._strategy.schedule.fragments == 1 and self._strategy.landing.behind == 0
 
     async def _agree_on_all(self, *, leap: bool) -> None:
-        await self._take_mixed()
+        await self._settle_mixed()
         parts = range(len(self.drifts.buckets))
         if isinstance(self._strategy.landing, Restart):
             await self._restart(self._number(), 0.0)
@@ -174,12 +174,12 @@ class Loose:
             for part in parts:
                 self.drifts.leave(part)
         closing = await self._give(parts, fence=True)
-        self._whole_next = False
         self._heard(closing, 0)
+        self._whole_next = False
         for part in parts:
             self.drifts.land(part, closing, self._number(), leap=leap)
         self.drifts.settle()
-        self._done = self._number()
+        self._done, self._alike = self._number(), leap or isinstance(self._strategy.landing, Replace)
         self._agreed = [self._done] * len(self._agreed)
 
     async def _begin(self, step: int) -> None:
@@ -238,7 +238,8 @@ class Loose:
         if closing.alone:
             self._whole_next = True
             return
-        self._whole_next |= door > 0 and not self._waits
+        changed = closing.epoch is not None and self._strategy.beside is not None  # what was mixed is uneven now
+        self._whole_next |= changed or (door > 0 and not self._waits)
         self._wire.closed(closing, save=save > 0, but=but)
 
     # What some mix
@@ -261,13 +262,20 @@ class Loose:
                 else:
                     self.drifts.shift(mixed.part, mixed.x - mixed.was)
 
+    async def _settle_mixed(self) -> None:
+        """Take all that is ours of what was mixed, and mix no more for now."""
+        await self._take_mixed()
+        beside = self._strategy.beside
+        if beside is not None and isinstance(beside.mixing, Served):
+            await self._mix(SETTLE, behind=False)
+
     # What others are given, and what is our own
 
     @torch.no_grad()
     def adopt(self, outers: list[Any]) -> None:
         """We have been given what all share."""
         self.drifts.adopt(outers)
-        self._done = self._number()
+        self._done, self._alike = self._number(), True
         self._agreed = [self._done] * len(self._agreed)
         self._flight = None
         self._mixed.clear()
@@ -275,9 +283,9 @@ class Loose:
     async def own(self) -> dict[str, Any] | None:
         """What is ours alone, in plain values; None where what all share is all there is."""
         await self.collect()
-        await self._take_mixed()
+        await self._settle_mixed()
         flight = self._flight
-        if flight is None and self._strategy.beside is None and self._number() == min(self._agreed):
+        if self._alike and flight is None and self._strategy.beside is None:
             return None
         return {
             "drifts": self.drifts.own(),
@@ -290,6 +298,7 @@ class Loose:
     def become_own(self, own: dict[str, Any]) -> None:
         """Go on from there."""
         self.drifts.become_own(own["drifts"])
+        self._alike = False
         self._done, self._agreed, self._whole_next = self._number(), list(own["agreed"]), own["whole_next"]
         if own["flight"] is not None:
             since, upto, parts, means, whole, alone = own["flight"]

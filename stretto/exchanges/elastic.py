@@ -96,6 +96,10 @@ class Elastic:
             reply(link, peer, payload, state["answered"])
             state["centre"] = state["centre"] + force
 
+    def settle(self, cell: Cell) -> Tensor | None:
+        """Nothing: what is added to the centre is taken from an agent in one visit, which is over."""
+        return None
+
 
 def _parts(link: Link, cell: Cell) -> tuple[Part, ...]:
     return parts_of(Ring(), link.hosts, cell.like.numel)

@@ -6,8 +6,11 @@ would wait there for another who has passed that point before. So in a new epoch
 seen the end of a round that ended there for all: every point of the script after that lies in this epoch, for all.
 ``Order.round`` says which rounds the trainer has seen the end of; a view's ``entry`` is the first such round.
 
-Where agents are *served* (:class:`stretto.core.Served`) the courier answers others as long as the epoch lasts, from the
-same cell, whatever its trainer does meanwhile.
+Where agents are *served* (:class:`stretto.core.Served`) the courier answers others from the same cell, whatever its
+trainer does meanwhile.
+
+What is mixed is counted from where all agreed last. So when all agree anew, at a fence, all that was remembered is
+forgotten, and who is served asks over a link of another number: who has passed the fence waits for who is about to.
 """
 
 from __future__ import annotations
@@ -18,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.core import Cell, Like, Served, Strategy, mixed
+from stretto.codecs import Identity
+from stretto.core import Cell, Codec, Like, Served, Strategy, mixed
 from stretto.errors import DataError, PeerLost
 from stretto.session.carrier import as_ours
 from stretto.session.lanes import Layout, Place
 from stretto.session.metered import Meter, Metered
-from stretto.session.rounds import Cancel, Closing, Order, mix_number, serve_number
+from stretto.session.rounds import SETTLE, Cancel, Closing, Order, mix_number, serve_number
 from stretto.session.surroundings import Ended, Surroundings, Trainer
 
 
@@ -36,7 +40,7 @@ class Mixer:
         self._layouts: Sequence[Layout] = ()
         self._cells: list[Cell] = []
         self._place: Place | None = None
-        self._entry = 0
+        self._entry = self._since = 0
         self._under_way: dict[int, Cancel] = {}
         self._servers: list[Cancel] = []
 
@@ -52,18 +56,20 @@ class Mixer:
 
     def enter(self, place: Place, entry: int) -> None:
         """Another epoch begins; round ``entry`` is the first that ends in it for all."""
-        self._place, self._entry = place, entry
+        self._place, self._entry, self._since = place, entry, 0
         self._begin()
+
+    def agreed(self, round: int) -> None:
+        """All have agreed, at that fence."""
+        if round >= self._entry and self._place is not None:
+            self._since = round
+            self._end()
+            self._begin()
 
     def stop(self) -> None:
         """End what is under way, and answer nobody: this epoch is over."""
         self._place = None
-        for number, cancel in list(self._under_way.items()):
-            cancel()
-            self._alone(number)
-        for cancel in self._servers:
-            cancel()
-        self._servers.clear()
+        self._end()
 
     def order(self, order: Order) -> None:
         """Mix ``order.x``; it stays as it is where that cannot be."""
@@ -71,11 +77,16 @@ class Mixer:
         if place is None or strategy is None or strategy.beside is None or order.round <= self._entry:
             self._alone(order.number)
             return
-        mixing = strategy.beside.mixing
+        mixing, cell = strategy.beside.mixing, self._cells[order.part]
         served = isinstance(mixing, Served)
-        number = serve_number(order.part) if served else mix_number(order.clock, order.part)
-        cell, codec = self._cells[order.part], Metered(strategy.codec, self._meter)
-        work = mixing.mix(self._around.link(number), order.x.clone(), codec, cell, order.clock)
+        if order.clock == SETTLE:
+            owed = mixing.settle(cell) if isinstance(mixing, Served) else None
+            if owed is not None:
+                order.x.add_(owed)
+            self._trainer.done(order.number, None)
+            return
+        number = serve_number(self._since, order.part) if served else mix_number(order.clock, order.part)
+        work = mixing.mix(self._around.link(number), order.x.clone(), self._codec(strategy), cell, order.clock)
         self._under_way[order.number] = lambda: None
         cancel = self._around.spawn(work, self._ended(order, None if served else number))
         if order.number in self._under_way:
@@ -113,6 +124,18 @@ class Mixer:
 
         return ended
 
+    def _end(self) -> None:
+        """What is under way stays as it was; nobody is answered any more."""
+        for number, cancel in list(self._under_way.items()):
+            cancel()
+            self._alone(number)
+        for cancel in self._servers:
+            cancel()
+        self._servers.clear()
+
+    def _codec(self, strategy: Strategy) -> Codec:
+        return strategy.codec if strategy.codec == Identity() else Metered(strategy.codec, self._meter)
+
     def _alone(self, number: int) -> None:
         self._under_way.pop(number, None)
         self._trainer.done(number, Closing(0, alone=True))
@@ -126,8 +149,9 @@ class Mixer:
         self._cells = [_cell(layout, part, place) for part, layout in enumerate(self._layouts)]
         if isinstance(mixing, Served) and len(place.hosts) > 1:
             for part, cell in enumerate(self._cells):
-                codec, link = Metered(strategy.codec, self._meter), self._around.link(serve_number(part))
-                self._servers.append(self._around.spawn(mixing.serve(link, codec, cell), _until_the_end))
+                link = self._around.link(serve_number(self._since, part))
+                work = mixing.serve(link, self._codec(strategy), cell)
+                self._servers.append(self._around.spawn(work, _until_the_end))
 
 
 def _cell(layout: Layout, part: int, place: Place) -> Cell:

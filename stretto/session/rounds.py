@@ -18,6 +18,8 @@ SPAN = 1 << 15
 """Exchange numbers a round takes; its buckets have the lower half."""
 _SHARE = 1 << 14
 _HEAL = _SHARE + 1
+SETTLE = 0
+"""The clock at which there is nothing to mix any more, only to be given what others have added."""
 _MIX = 1 << 39
 """From here on exchanges are numbered that belong to no round."""
 
@@ -144,9 +146,9 @@ def mix_number(clock: int, part: int) -> int:
     return _MIX + clock * SPAN + part
 
 
-def serve_number(part: int) -> int:
-    """Where those who mix ask, and are answered, as long as the epoch lasts."""
-    return _MIX + _SHARE + part
+def serve_number(since: int, part: int) -> int:
+    """Where those who mix ask, and are answered, since round ``since``."""
+    return _MIX + since * SPAN + _SHARE + part
 
 
 def heal_number(number: int, rank: int) -> int:

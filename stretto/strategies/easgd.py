@@ -10,7 +10,7 @@ from stretto.exchanges.apart import check_apart
 from stretto.exchanges.elastic import Elastic
 from stretto.landings import Pull, Replace
 from stretto.outers import Mean, Nesterov
-from stretto.schedules import Every, Never
+from stretto.schedules import Every, Settled
 from stretto.text import call_text, coerce, named
 from stretto.topologies.auto import Auto
 
@@ -62,7 +62,13 @@ def easgd(
 
 
 @named("async_easgd", kind="strategy")
-def async_easgd(every: int = 10, alpha: float = 0.1, *, codec: Codec | str = Identity()) -> Strategy:  # noqa: B008
+def async_easgd(
+    every: int = 10,
+    alpha: float = 0.1,
+    *,
+    settle: int = 16,
+    codec: Codec | str = Identity(),  # noqa: B008
+) -> Strategy:
     """Every ``every`` batches of its own an agent and the centre are drawn together; no agent waits for another.
 
     Sent: the drift from where all agreed last, a slice to each agent, who holds that slice of the centre and answers
@@ -70,10 +76,11 @@ def async_easgd(every: int = 10, alpha: float = 0.1, *, codec: Codec | str = Ide
     the centre since this agent's last visit. The paper's alpha is 0.9 / agents.
 
     All agree on the mean of the agents when somebody comes, when asked, and at the end; the centre begins anew there.
+    Every ``settle`` batches all agree on who trained what, so that nobody is further ahead of another than that.
 
-    A death costs what the dead had trained and the centre was not drawn by yet; then survivors agree anew, on the mean
-    of theirs, and the centre, a slice of which is lost, begins there. A visit that is under way fails: the agent keeps
-    its own weights. The samples of the dead are trained by others.
+    A death costs what the dead had trained and the centre was not drawn by yet. Visits fail until survivors settle
+    again: each keeps its own weights; then they agree anew, on the mean of theirs, and the centre, a slice of which is
+    lost, begins there. What the dead had trained since they last settled is trained by others.
 
     Zhang, Choromanska, LeCun: Deep learning with Elastic Averaging SGD, NeurIPS 2015 (arXiv 1412.6651), algorithm 1.
 
@@ -85,15 +92,15 @@ def async_easgd(every: int = 10, alpha: float = 0.1, *, codec: Codec | str = Ide
     'async_easgd(alpha=0.2)'
     """
     wire: Codec = coerce(codec, "codec")
-    written = call_text(async_easgd, {"every": every, "alpha": alpha, "codec": wire})
+    written = call_text(async_easgd, {"every": every, "alpha": alpha, "settle": settle, "codec": wire})
     check_apart(wire, written)
     return Strategy(
         signal="drift",
-        schedule=Never(),
+        schedule=Settled(settle),
         exchange=AllReduce(Auto()),
         codec=wire,
         outer=Mean(),
-        landing=Replace(),
+        landing=Replace(settle // 2),
         beside=Beside(Every(every), Elastic(alpha)),
         text=written,
     )

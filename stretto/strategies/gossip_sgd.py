@@ -10,7 +10,7 @@ from stretto.graphs.peers import Peers
 from stretto.graphs.ring import Ring
 from stretto.landings import Replace
 from stretto.outers import Mean
-from stretto.schedules import Every, Never
+from stretto.schedules import Every, Settled
 from stretto.text import call_text, coerce, named
 from stretto.topologies.auto import Auto
 
@@ -21,17 +21,20 @@ def gossip_sgd(
     every: int = 1,
     *,
     rate: float = 1.0,
+    settle: int = 16,
     codec: Codec | str = Identity(),  # noqa: B008
 ) -> Strategy:
     """Every ``every`` batches each agent's weights become a weighted mean of its own and its neighbours' on ``graph``.
 
     Nobody waits for more than its neighbours, and no tensor crosses the network more than once. All agree (on the mean
-    of all weights) only when somebody comes, asks, or the run ends. Sent are drifts since then, and what a codec
-    loses of them grows with them: ``int8`` and ``randomk(0.1, scaled=false)`` bear that, codecs of few bits do not.
+    of all weights) only when somebody comes, asks, or the run ends; every ``settle`` batches they agree, while they
+    train, on who trained what. Sent are drifts since all weights were alike, and what a codec loses of them grows with
+    them: ``int8`` and ``randomk(0.1, scaled=false)`` bear that, codecs of few bits do not.
 
-    A death costs the mixings that need the dead: they fail, and what each agent has stands until all agree, which is
-    next. What the dead had trained since all last agreed is trained by others. What others had of it by mixing remains
-    in their weights, and what the dead had of theirs is gone: the mean of the weights moves by as much.
+    A death costs mixings: they fail until survivors settle again, and what each has stands meanwhile; then all agree
+    anew, on the mean of their weights. What the dead had trained since they last settled is trained by others. What
+    others had of it by mixing remains in their weights, and what the dead had of theirs is gone: the mean of the
+    weights moves by as much.
 
     Lian et al.: Can decentralized algorithms outperform centralized algorithms?, NeurIPS 2017 (arXiv 1705.09056),
     algorithm 1, whose gradients are taken before mixing, and here after it.
@@ -47,11 +50,11 @@ def gossip_sgd(
     check_alone(wire)
     return Strategy(
         signal="drift",
-        schedule=Never(),
+        schedule=Settled(settle),
         exchange=AllReduce(Auto()),
         codec=wire,
         outer=Mean(),
-        landing=Replace(),
+        landing=Replace(settle // 2),
         beside=Beside(Every(every), Gossip(along, rate, every)),
-        text=call_text(gossip_sgd, {"graph": along, "every": every, "rate": rate, "codec": wire}),
+        text=call_text(gossip_sgd, {"graph": along, "every": every, "rate": rate, "settle": settle, "codec": wire}),
     )

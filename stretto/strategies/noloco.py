@@ -9,7 +9,7 @@ from stretto.exchanges.apart import check_apart
 from stretto.exchanges.noloco import NoLoCo
 from stretto.landings import Replace
 from stretto.outers import Mean
-from stretto.schedules import Every, Never
+from stretto.schedules import Every, Settled
 from stretto.text import call_text, coerce, named
 from stretto.topologies.auto import Auto
 
@@ -21,17 +21,19 @@ def noloco(
     outer_momentum: float = 0.5,
     gamma: float = 0.7,
     *,
+    settle: int = 16,
     codec: Codec | str = Identity(),  # noqa: B008
 ) -> Strategy:
     """``every`` batches by each agent's own optimizer, then an outer step of momentum by each, averaged over a pair.
 
     Sent: to one random peer the drift and the slow weights (both from where all agreed last): two tensors, however
     many agents there are. Two that meet wait for each other, and for nobody else; stale by nothing. ``gamma`` draws
-    slow weights together. All agree on their mean only when somebody comes, when asked, and at the end.
+    slow weights together. All agree on their mean only when somebody comes, when asked, and at the end; every
+    ``settle`` batches they agree, while they train, on who trained what.
 
     A death costs what the dead had trained and its peers do not hold; its peer of that time keeps its own weights.
-    Then survivors agree anew, on the mean of theirs, and all outer momenta begin at zero. The samples of the dead are
-    trained by others.
+    Meetings fail until survivors settle again; then they agree anew, on the mean of theirs, and all outer momenta begin
+    at zero. What the dead had trained since they last settled is trained by others.
 
     Kolehmainen et al.: NoLoCo: No-all-reduce low communication training method for large models, 2025
     (arXiv 2506.10911), section 3, with the rates of its experiments.
@@ -44,17 +46,18 @@ def noloco(
     """
     wire: Codec = coerce(codec, "codec")
     values = {
-        "every": every, "outer_lr": outer_lr, "outer_momentum": outer_momentum, "gamma": gamma, "codec": wire,
+        "every": every, "outer_lr": outer_lr, "outer_momentum": outer_momentum, "gamma": gamma, "settle": settle,
+        "codec": wire,
     }  # fmt: skip
     written = call_text(noloco, values)
     check_apart(wire, written)
     return Strategy(
         signal="drift",
-        schedule=Never(),
+        schedule=Settled(settle),
         exchange=AllReduce(Auto()),
         codec=wire,
         outer=Mean(),
-        landing=Replace(),
+        landing=Replace(settle // 2),
         beside=Beside(Every(every), NoLoCo(outer_momentum, outer_lr, gamma)),
         text=written,
     )

@@ -11,7 +11,7 @@ from stretto.graphs.directed import DirectedExponential
 from stretto.graphs.peers import Peers
 from stretto.landings import Replace
 from stretto.outers import Mean
-from stretto.schedules import Every, Never
+from stretto.schedules import Every, Settled
 from stretto.text import call_text, coerce, named
 from stretto.topologies.auto import Auto
 
@@ -22,6 +22,7 @@ def push_sum(
     every: int = 1,
     *,
     rate: float = 1.0,
+    settle: int = 16,
     codec: Codec | str = Identity(),  # noqa: B008
 ) -> Strategy:
     """As ``gossip_sgd``, along any ``graph``: weights that mixing would favour are divided by how much it favours them.
@@ -44,11 +45,11 @@ def push_sum(
     check_alone(wire)
     return Strategy(
         signal="drift",
-        schedule=Never(),
+        schedule=Settled(settle),
         exchange=AllReduce(Auto()),
         codec=wire,
         outer=Mean(),
-        landing=Replace(),
+        landing=Replace(settle // 2),
         beside=Beside(Every(every), PushSum(along, rate, every)),
-        text=call_text(push_sum, {"graph": along, "every": every, "rate": rate, "codec": wire}),
+        text=call_text(push_sum, {"graph": along, "every": every, "rate": rate, "settle": settle, "codec": wire}),
     )
