@@ -31,7 +31,7 @@ from stretto import strategies
 from stretto.core import Cell, Codec, Like, Link, mixed
 from stretto.errors import PeerLost, UsageError
 from stretto.exchanges import Elastic, Lane, NoLoCo, Pairs, agree
-from stretto.exchanges.noloco import partner
+from stretto.graphs.matching import Matching
 from stretto.sim import SimNetwork, World
 from stretto.text import parse
 
@@ -272,17 +272,6 @@ def meet(mixing: NoLoCo, starts: Tensor, rounds: int, progress: Tensor, codec: C
     return torch.stack(World(len(starts)).run(live))
 
 
-def test_pairs_are_drawn_alike_by_all_and_only_the_odd_one_is_alone() -> None:
-    met = set()
-    for size in range(1, 7):
-        for seed in range(200):
-            peers = [partner(rank, size, seed) for rank in range(size)]
-            assert all(peers[peer] == rank for rank, peer in enumerate(peers) if peer is not None)
-            assert peers.count(None) == size % 2
-            met |= {(size, rank, peer) for rank, peer in enumerate(peers)}
-    assert len(met) == sum(size * (size - 1 + size % 2) for size in range(1, 7))
-
-
 def test_noloco_takes_the_steps_of_its_formula() -> None:
     generator = torch.Generator().manual_seed(5)
     starts, progress = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
@@ -291,8 +280,7 @@ def test_noloco_takes_the_steps_of_its_formula() -> None:
     theta = starts
     for clock in range(6):
         theta = theta + progress
-        peers = [partner(rank, 5, mixed(3, clock)) for rank in range(5)]
-        groups = [[rank] if peer is None else [rank, peer] for rank, peer in enumerate(peers)]
+        groups = [[rank, *Matching().tells(rank, 5, clock, 3)] for rank in range(5)]
         ahead = torch.stack([(theta - phi)[group].mean(0) for group in groups])
         apart = torch.stack([phi[rank] - phi[group].mean(0) for rank, group in enumerate(groups)])
         delta = momentum * delta + lr * ahead - gamma * apart

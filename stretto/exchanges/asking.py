@@ -1,4 +1,4 @@
-"""Questions to another agent's server, and their answers: numbered, so that each is answered once and none is lost.
+"""Questions to another agent's server, and their answers: numbered, so that none is taken for another's.
 
 A server waits for nobody but for whoever asks, and answers at once: so two agents may ask each other, or any number in
 a circle, and all are answered. ``mix`` and ``serve`` of all agents share one link, by the tags here.
@@ -6,6 +6,7 @@ a circle, and all are answered. ``mix`` and ``serve`` of all agents share one li
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -28,27 +29,37 @@ async def ask(link: Link, peer: int, payload: Payload, asked: dict[int, int]) ->
     arrival = link.recv(peer, ANSWER)
     link.post(peer, (torch.tensor([number]), *payload), ASK)
     found, answer = _read(await arrival)
-    _expect(link, peer, "answers", found, number)
+    if found != number:
+        raise ProtocolError(
+            f"agent {peer} answers question {found} of agent {link.rank}, which awaits {number}; this is a bug, please "
+            "report it"
+        )
     return answer
 
 
-async def listen(link: Link, answered: dict[int, int]) -> tuple[int, Payload]:
-    """Who asks next, and what. ``answered`` counts the questions of each.
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What ``asker`` asks, to be answered once."""
+
+    asker: int
+    number: int
+    payload: Payload
+
+    def answer(self, link: Link, payload: Payload, answered: dict[int, int]) -> None:
+        """``answered`` counts what each was answered."""
+        answered[self.asker] = answered.get(self.asker, 0) + 1
+        link.post(self.asker, (torch.tensor([self.number]), *payload), ANSWER)
+
+
+async def listen(link: Link) -> Question:
+    """Whoever asks next.
 
     Raises:
         PeerLost: nobody is left who could ask.
-        ProtocolError: a question came twice, or was left out.
+        ProtocolError: that is no question.
     """
     message = await link.recv(ANY, ASK)
-    found, payload = _read(message)
-    _expect(link, message.src, "asks", found, answered.get(message.src, 0) + 1)
-    answered[message.src] = found
-    return message.src, payload
-
-
-def reply(link: Link, peer: int, payload: Payload, answered: dict[int, int]) -> None:
-    """Answer the last question of ``peer``."""
-    link.post(peer, (torch.tensor([answered[peer]]), *payload), ANSWER)
+    return Question(message.src, *_read(message))
 
 
 def _read(message: Message) -> tuple[int, Payload]:
@@ -56,10 +67,3 @@ def _read(message: Message) -> tuple[int, Payload]:
     if head is None or head.dtype != torch.int64 or head.numel() != 1:
         raise ProtocolError(f"agent {message.src} sent no number: do all agents run the same version and strategy?")
     return int(head), message.payload[1:]
-
-
-def _expect(link: Link, peer: int, does: str, found: int, number: int) -> None:
-    if found != number:
-        raise ProtocolError(
-            f"agent {peer} {does} number {found} and agent {link.rank} awaits {number}; this is a bug, please report it"
-        )

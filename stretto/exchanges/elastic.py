@@ -25,14 +25,16 @@ from torch import Tensor
 from stretto.core import Cell, Codec, Link, mixed
 from stretto.errors import UsageError
 from stretto.exchanges.apart import check_apart, written
-from stretto.exchanges.asking import ask, listen, reply
+from stretto.exchanges.asking import ask, listen
 from stretto.exchanges.owners import Part, parts_of
+from stretto.text import named
 from stretto.topologies.ring import Ring
 
 _BACK: Final = 1
 """An owner draws otherwise for its answers than for what it sends."""
 
 
+@named("elastic", kind="mixing")
 @dataclass(frozen=True)
 class Elastic:
     """Draw this agent and the centre together by ``alpha`` of what is between them.
@@ -84,16 +86,16 @@ class Elastic:
         mine = [(i, p) for i, p in enumerate(_parts(link, cell)) if p.owner == link.rank]
         if link.size == 1 or not mine:
             return
-        state = _state(link, codec, cell)
         number, part = mine[0]
         there = cell.like.part(part.start, part.stop, number)
         back = replace(there, own=mixed(there.own, _BACK))
         coding = codec.init(back)
         while True:
-            peer, question = await listen(link, state["answered"])
-            x, coding = codec.decode(question, there, coding)
+            question = await listen(link)
+            state = _state(link, codec, cell)
+            x, coding = codec.decode(question.payload, there, coding)
             payload, force, coding = written((x - state["centre"]).mul_(self.alpha), codec, back, coding)
-            reply(link, peer, payload, state["answered"])
+            question.answer(link, payload, state["answered"])
             state["centre"] = state["centre"] + force
 
     def settle(self, cell: Cell) -> Tensor | None:

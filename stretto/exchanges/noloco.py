@@ -13,8 +13,9 @@ With independent pairs of many agents and no gradients, the moments E u², E u d
 follow a linear map of 3 x 3 (half of E u² is within a pair). Its largest eigenvalue is below 1 if and only if
 0 < gamma < 2 (1 - momentum²): beyond, slow weights go apart. At 0.5 and 0.7 it is 0.70 a meeting.
 
-Everybody draws the same random pairs; where their number is odd one agent is alone, and its means are its own. With a
-lossy codec the means, and what gamma draws by, are of decoded tensors, so that the two are drawn by the same amount.
+Pairs are those of the graph ``matching``, drawn alike by all; where their number is odd one agent is alone, and its
+means are its own. With a lossy codec the means, and what gamma draws by, are of decoded tensors, so that the two are
+drawn by the same amount.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from stretto.core import Cell, Codec, Like, Link, mixed
+from stretto.core import Cell, Codec, Like, Link
 from stretto.errors import UsageError
 from stretto.exchanges.apart import check_apart, written
+from stretto.graphs.matching import Matching
+from stretto.text import named
 
 
+@named("outer_pairs", kind="mixing")
 @dataclass(frozen=True)
 class NoLoCo:
     """``momentum``, ``lr`` and ``gamma`` as in the formula above."""
@@ -66,8 +69,7 @@ class NoLoCo:
             cell.state = {"slow": zero, "momentum": zero, "codecs": [codec.init(like) for like in _likes(cell)]}
         slow: Tensor = cell.state["slow"]
         ahead, apart = x - slow, torch.zeros_like(x)
-        peer = partner(link.rank, link.size, mixed(cell.like.seed, clock))
-        if peer is not None:
+        for peer in Matching().tells(link.rank, link.size, clock, cell.like.seed):
             mine, theirs = await _met(link, peer, (x, slow), codec, cell)
             ahead = (mine[0] - mine[1] + theirs[0] - theirs[1]) / 2
             apart = (mine[1] - theirs[1]) / 2
@@ -75,13 +77,6 @@ class NoLoCo:
         slow = slow + momentum
         cell.state = {**cell.state, "slow": slow, "momentum": momentum}
         return slow.clone()
-
-
-def partner(rank: int, size: int, seed: int) -> int | None:
-    """Whom ``rank`` meets, if all draw their pairs from ``seed``; None for the odd one out."""
-    order = np.random.SFC64(seed).random_raw(size).argsort(kind="stable").tolist()
-    place = order.index(rank) ^ 1
-    return order[place] if place < size else None
 
 
 async def _met(

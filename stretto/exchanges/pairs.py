@@ -33,9 +33,11 @@ from torch import Tensor
 
 from stretto.core import Cell, Codec, Link, Payload, mixed
 from stretto.exchanges.apart import check_apart, written
-from stretto.exchanges.asking import ask, listen, reply
+from stretto.exchanges.asking import ask, listen
+from stretto.text import named
 
 
+@named("pairs", kind="mixing")
 @dataclass(frozen=True)
 class Pairs:
     """Average with one random peer, which answers while it trains.
@@ -79,15 +81,15 @@ class Pairs:
         """
         if link.size == 1:
             return
-        state = _state(cell, codec)
         while True:
-            peer, question = await listen(link, state["answered"])
+            question = await listen(link)
+            state, peer = _state(cell, codec), question.asker
             if state["value"] is None or (state["asking"] == peer and link.rank < peer):
-                reply(link, peer, (), state["answered"])
+                question.answer(link, (), state["answered"])
                 continue
             payload, mine, state["codec"] = written(state["value"], codec, cell.like, state["codec"])
-            _add(state, _half(codec, question, mine, cell))
-            reply(link, peer, payload, state["answered"])
+            _add(state, _half(codec, question.payload, mine, cell))
+            question.answer(link, payload, state["answered"])
 
     def settle(self, cell: Cell) -> Tensor | None:
         """What others have added since the last visit, and its trainer does not have yet. No more is published.
