@@ -26,19 +26,16 @@ def train(
     strategy: str,
     momentum: float = 0.0,
     place: str | None = None,
-    steps: int | None = None,
 ) -> dict[str, Any]:
     net = model()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum)
     net, optimizer = agent.prepare(net, optimizer, strategy=strategy)
     shard = agent.shard(data(), BATCH, epochs=2, seed=3)
     resumed = agent.checkpoint(place, every=0.0) if place else False
-    for x, y, _ in itertools.islice(shard, steps):
+    for x, y, _ in shard:
         functional.cross_entropy(net(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
-    if steps is not None:
-        agent.synchronise()
     return {
         "digest": agent.digest(),
         "weights": weights(net),
@@ -68,7 +65,23 @@ def test_post_local_sgd_is_all_reduce_up_to_its_start() -> None:
 
 
 @every_link
-@pytest.mark.parametrize("strategy", ["local_sgd(4)", "diloco(3)", "diloco(5, codec=int4)", "post_local_sgd(3, 4)"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "local_sgd(4)",
+        "diloco(5, codec=int4)",
+        "post_local_sgd(3, 4)",
+        "streaming_diloco(6, 3, 2, codec=int8)",
+        "eager_diloco(3)",
+        "hierarchical_local_sgd(1, 4)",
+        "gossip_sgd(complete, settle=4)",
+        "push_sum(random_push, settle=4)",
+        "async_gossip(settle=4)",
+        "easgd(3)",
+        "async_easgd(2, settle=4)",
+        "noloco(3, settle=4)",
+    ],
+)
 def test_all_end_alike_and_every_sample_is_trained_once(strategy: str, link: str) -> None:
     lives = agents(3, train, strategy, 0.9, link=link)
     assert len({life["digest"] for life in lives}) == 1
@@ -83,31 +96,39 @@ def test_all_end_alike_and_every_sample_is_trained_once(strategy: str, link: str
     ("strategy", "steps"),
     [
         ("local_sgd(4, topology=ring)", 8),
-        ("local_sgd(1)", 3),
-        ("diloco(3)", 6),
-        ("diloco(3, codec=feedback(topk(0.1)))", 6),
-        ("post_local_sgd(3, 4)", 7),
+        ("local_sgd(4, topology=ring)", 7),
+        ("local_sgd(1, topology=ring)", 3),
+        ("diloco(3, topology=ring)", 7),
+        ("diloco(3, topology=ring, codec=feedback(topk(0.1)))", 6),
+        ("post_local_sgd(3, 4, topology=ring)", 7),
+        ("streaming_diloco(4, 2, 2, topology=ring)", 7),
+        ("streaming_diloco(6, 2, 0, topology=ring, codec=int8)", 4),
+        ("eager_diloco(3, topology=ring)", 7),
+        ("easgd(3, topology=ring)", 7),
+        ("gossip_sgd(ring, settle=4)", 5),
+        ("push_sum(random_push, settle=4)", 7),
+        ("noloco(2, settle=4)", 5),
     ],
 )
 def test_what_goes_on_from_a_checkpoint_goes_on_bit_for_bit(
     strategy: str, steps: int, size: int, tmp_path: Path
 ) -> None:
-    """Weights, outer momentum, every agent's own momentum, and what its codec held back."""
+    """Between two agreements, too, or with one under way: all that is an agent's own is in it."""
     place = str(tmp_path / "saved")
-    agents(size, train, strategy, 0.9, place, steps)
+    agents(size, partial(end_early, failed=False), strategy, place, 1000.0, steps)
     lives = agents(size, train, strategy, 0.9, place)
     whole = agents(size, train, strategy, 0.9)
     assert all(life.pop("resumed") for life in lives) and not any(life.pop("resumed") for life in whole)
     assert lives == whole
 
 
-def end_early(agent: Agent, strategy: str, place: str, every: float, *, failed: bool) -> None:
-    """Seven batches; who has ``failed`` saves nothing when it goes."""
+def end_early(agent: Agent, strategy: str, place: str, every: float, steps: int, *, failed: bool) -> None:
+    """So many batches; who has ``failed`` saves nothing when it goes."""
     net = model()
     net, optimizer = agent.prepare(net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), strategy=strategy)
     shard = agent.shard(data(), BATCH, epochs=2, seed=3)
     agent.checkpoint(place, every)
-    for x, y, _ in itertools.islice(shard, 7):
+    for x, y, _ in itertools.islice(shard, steps):
         functional.cross_entropy(net(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -123,18 +144,22 @@ def test_a_run_that_failed_within_a_window_goes_on_from_an_exchange_before_it(
     strategy: str, size: int, tmp_path: Path
 ) -> None:
     place = str(tmp_path / "saved")
-    agents(size, partial(end_early, failed=True), strategy, place, 0.0, keep_errors=True)
+    agents(size, partial(end_early, failed=True), strategy, place, 0.0, 7, keep_errors=True)
     lives = agents(size, train, strategy, 0.9, place)
     whole = agents(size, train, strategy, 0.9)
     assert all(life.pop("resumed") for life in lives) and not any(life.pop("resumed") for life in whole)
     assert lives == whole
 
 
-@pytest.mark.parametrize("size", [3, 1])
-def test_who_leaves_within_a_window_has_not_trained_it(size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 3)])
+@pytest.mark.parametrize("strategy", ["local_sgd(4)", "streaming_diloco(4, 2, 2)", "gossip_sgd(settle=4)"])
+def test_another_number_of_agents_goes_on_from_where_all_agreed_last(
+    strategy: str, before: int, after: int, tmp_path: Path
+) -> None:
+    """What had been trained since then is trained again."""
     place = str(tmp_path / "saved")
-    agents(size, partial(end_early, failed=False), "local_sgd(4)", place, 1000.0)
-    lives = agents(size, train, "local_sgd(4)", 0.9, place)
+    agents(before, partial(end_early, failed=False), strategy, place, 1000.0, 7)
+    lives = agents(after, train, strategy, 0.9, place)
     assert all(life["resumed"] and "exactly once in each of 2 epochs" in life["proof"] for life in lives)
     assert len({life["digest"] for life in lives}) == 1
 
@@ -190,17 +215,23 @@ def stay_loose(agent: Agent, life: int, stop: str, strategy: str) -> dict[str, A
 
 
 every_strategy = pytest.mark.parametrize(
-    "strategy", ["local_sgd(5)", "diloco(5, codec=feedback(topk(0.1)))", "post_local_sgd(8, 5)"]
+    "strategy",
+    [
+        "local_sgd(5)",
+        "diloco(5, codec=feedback(topk(0.1)))",
+        "streaming_diloco(6, 3, 2)",
+        "eager_diloco(5)",
+        "easgd(5)",
+        "gossip_sgd(settle=5)",
+        "async_gossip(settle=5)",
+    ],
 )
 
 
-@every_link
 @every_strategy
-def test_one_started_again_is_given_what_all_share_and_enters_at_an_exchange(
-    strategy: str, link: str, tmp_path: Path
-) -> None:
+def test_one_started_again_is_given_what_all_share_and_enters_at_an_exchange(strategy: str, tmp_path: Path) -> None:
     stop = tmp_path / "stop"
-    with running(3, stay_loose, str(stop), strategy, folder=tmp_path, link=link) as run:
+    with running(3, stay_loose, str(stop), strategy, folder=tmp_path) as run:
         run.lives[1].wait("stepped", drawn=12)
         run.lives[1].signal(signal.SIGKILL)
         others(run, 0, 2)

@@ -21,7 +21,20 @@ from stretto.text import names, parse
 
 SPAN: Final = 4.0
 """Seconds of a run in which most faults strike; without any it takes about as long."""
-_SHORT: Final = {"local_sgd": "local_sgd(3)", "post_local_sgd": "post_local_sgd(2, 3)", "diloco": "diloco(2)"}
+_SHORT: Final = {
+    "async_easgd": "async_easgd(2, settle=3)",
+    "async_gossip": "async_gossip(settle=3)",
+    "diloco": "diloco(2)",
+    "eager_diloco": "eager_diloco(3)",
+    "easgd": "easgd(2)",
+    "gossip_sgd": "gossip_sgd(settle=3)",
+    "hierarchical_local_sgd": "hierarchical_local_sgd(1, 3)",
+    "local_sgd": "local_sgd(3)",
+    "noloco": "noloco(2, settle=3)",
+    "post_local_sgd": "post_local_sgd(2, 3)",
+    "push_sum": "push_sum(random_push, settle=3)",
+    "streaming_diloco": "streaming_diloco(4, 2, 2)",
+}
 """With windows so short that a run has many."""
 _LOT: Final = 25
 """Seeds that a process takes at a time; it collects its garbage after them."""
