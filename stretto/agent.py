@@ -315,6 +315,11 @@ class Agent:
         return self._holds.drawn
 
     @property
+    def ends(self) -> bool:
+        """Was the batch drawn last the last one, as far as one knows?"""
+        return bool(self._holds.shards) and self._holds.shards[0].ends
+
+    @property
     def members(self) -> tuple[int, ...]:
         return self.epoch.uids
 

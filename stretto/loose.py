@@ -9,9 +9,9 @@ There are two kinds of agreement. A *whole* one is of all parameters at once, an
 which newcomers come in, and it leaves all with what they share. Strategies that agree on everything and wait know no
 other. The others agree on fragments in turn, or while they train on, or only on who trained what; those are no fences.
 When somebody wants in, whoever hears of it says so in the next agreement of any kind, and the turn after that is a
-whole one, for all. So it is for one who finds that the others have gone on without it; and at the end, or when the
-script asks, so that all end alike. One agreement is under way at a time: what else is ordered waits for its result,
-which yet lands when it is due.
+whole one, for all. So it is for one who finds that the others have gone on without it; and after the last batch, or
+when the script asks, so that all end alike. One agreement is under way at a time: what else is ordered waits for its
+result, which yet lands when it is due.
 
 A batch is trained, for all, when each fragment was agreed on after it.
 
@@ -31,7 +31,7 @@ from torch import Tensor
 from stretto.core import Served, Strategy
 from stretto.drifts import Drifts
 from stretto.landings import Replace, Restart
-from stretto.session import SETTLE, Closing
+from stretto.session import AGREED, SETTLE, Closing
 
 NOTICE: Final = 4
 """Elements of a notice: it was given, a checkpoint is wished, somebody is at the door, nothing."""
@@ -57,6 +57,11 @@ class Wire(Protocol):
     @property
     def drawn(self) -> int | None:
         """Batches drawn so far, by all alike; None where nothing is dealt."""
+        ...
+
+    @property
+    def ends(self) -> bool:
+        """Was the batch drawn last the last one, as far as one knows?"""
         ...
 
     def wishes(self) -> tuple[bool, bool]:
@@ -117,7 +122,7 @@ class Loose:
         self._mixed: list[Mixed] = []
 
     async def draw(self, end: bool) -> None:
-        """A batch is about to be handed out, or, at the ``end``, there is none."""
+        """A batch is about to be handed out, or, at the ``end``, there is none: of a stream nobody knew that."""
         await self.turn()
         if end:
             await self.synchronise()
@@ -128,10 +133,13 @@ class Loose:
         await self.turn()
 
     async def synchronise(self) -> None:
-        """Agree on all that was trained since the last time, and all be alike; all call it after the same batch."""
-        if self._whole_next or not self._alike:
+        """Agree on all that was trained since the last time, and all be alike; all call it after the same batch.
+
+        It is no fence: scripts go on elsewhere than after a step, where newcomers would.
+        """
+        if not self._alike:
             self._done = self._number()
-            await self._agree_on_all(leap=True)
+            await self._agree_on_all(fence=False, leap=True)
 
     async def turn(self) -> None:
         """So many batches are trained: what is due, once?"""
@@ -141,9 +149,9 @@ class Loose:
         self._done, self._alike = step, False
         if self._flight is not None and step - self._flight.since >= max(1, strategy.landing.behind):
             await self._land()
-        due = strategy.schedule.due(step - 1)
-        if self._whole_next or (due and self._waits):
-            await self._agree_on_all(leap=self._whole_next)
+        due, last = strategy.schedule.due(step - 1), self._wire.ends
+        if self._whole_next or last or (due and self._waits):
+            await self._agree_on_all(fence=True, leap=self._whole_next or last)
             return
         if strategy.beside is not None and strategy.beside.schedule.due(step - 1):
             await self._mix(step, behind=strategy.beside.behind)
@@ -164,7 +172,7 @@ class Loose:
         """Is every agreement a whole one?"""
         return self._strategy.schedule.fragments == 1 and self._strategy.landing.behind == 0
 
-    async def _agree_on_all(self, *, leap: bool) -> None:
+    async def _agree_on_all(self, *, fence: bool, leap: bool) -> None:
         await self._settle_mixed()
         parts = range(len(self.drifts.buckets))
         if isinstance(self._strategy.landing, Restart):
@@ -173,11 +181,15 @@ class Loose:
             await self._land()
             for part in parts:
                 self.drifts.leave(part)
-        closing = await self._give(parts, fence=True)
+        closing = await self._give(parts, fence=fence)
         self._heard(closing, 0)
+        if closing.alone:
+            return
         self._whole_next = False
         for part in parts:
             self.drifts.land(part, closing, self._number(), leap=leap)
+        if self._strategy.beside is not None:
+            await self._wire.mix(0, self.drifts.alone(0), AGREED)
         self.drifts.settle()
         self._done, self._alike = self._number(), leap or isinstance(self._strategy.landing, Replace)
         self._agreed = [self._done] * len(self._agreed)
@@ -248,7 +260,8 @@ class Loose:
         await self._take_mixed()
         for part in range(len(self.drifts.buckets)):
             x = self.drifts.alone(part)
-            self._mixed.append(Mixed(part, x, x.clone() if behind else x, self._wire.mix(part, x, step)))
+            if x.numel():  # (a bucket may be there for what rides along)
+                self._mixed.append(Mixed(part, x, x.clone() if behind else x, self._wire.mix(part, x, step)))
         if not behind:
             await self._take_mixed()
 

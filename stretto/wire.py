@@ -30,6 +30,8 @@ class Owner(Protocol):
     @property
     def drawn(self) -> int | None: ...
     @property
+    def ends(self) -> bool: ...
+    @property
     def members(self) -> tuple[int, ...]: ...
     def wishes(self) -> bool: ...
     def trained(self, closing: Closing, *, save: bool, but: int) -> None: ...
@@ -49,6 +51,10 @@ class Wire:
     @property
     def drawn(self) -> int | None:
         return self._owner.drawn
+
+    @property
+    def ends(self) -> bool:
+        return self._owner.ends
 
     def wishes(self) -> tuple[bool, bool]:
         return self._owner.wishes(), self._courier is not None and self._courier.held

@@ -104,7 +104,7 @@ def simulated(size: int, strategy: str, epochs: int, width: int, *, native: bool
             with torch.enable_grad():
                 functional.cross_entropy(net(x), y).backward()
             for bucket, flat in enumerate(sent):
-                order = Order(0, "mean", flat, bucket=bucket, of=len(sent))
+                order = Order(0, "mean", flat, bucket=bucket, part=bucket, of=len(sent))
                 flat.copy_(await carrier.carry_out(Round(step, len(sent), fence=True), order, link, counts=True))
             sent.clear()
             for bucket in gradients.buckets:

@@ -22,11 +22,12 @@ class Terms:
 
 
 class Turn(NamedTuple):
-    """One agent's part of one step."""
+    """One agent's part of one step; is it the ``last`` of the course, as far as one knows?"""
 
     deal: Deal
     step: int
     rank: int
+    last: bool = False
 
     @property
     def part(self) -> Ranges:
@@ -47,9 +48,9 @@ def course(ledger: Ledger, terms: Terms) -> Iterator[Turn]:
     """The turns from here to the end of the last epoch."""
     while ledger.epoch < terms.epochs:
         dealt = deal(ledger, terms.shares, terms.batch_size)
-        for step in range(dealt.steps):
-            yield Turn(dealt, step, terms.rank)
         ledger = ledger.past(dealt)
+        for step in range(dealt.steps):
+            yield Turn(dealt, step, terms.rank, step == dealt.steps - 1 and ledger.epoch >= terms.epochs)
 
 
 def steps_ahead(ledger: Ledger, terms: Terms) -> int:

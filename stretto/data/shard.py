@@ -59,6 +59,7 @@ class Shard:
     Attributes:
         ledger: what is trained, as of the last commit.
         epoch: the epoch of the batch handed out last.
+        ends: is there none after it, unless some are dealt again? (Of a stream nobody knows.)
         advanced: samples committed over all epochs, when that batch was handed out and now; the same at all agents.
 
     Raises:
@@ -93,6 +94,7 @@ class Shard:
         self.dataset = dataset
         self.ledger = self._fresh = Ledger.begin(samples, seed, shuffle)
         self.epoch = 0
+        self.ends = False
         self.advanced = (0, 0)
         self._terms = _terms(rank, size, None, members, batch_size, epochs)
         self._next_terms: Terms | None = None
@@ -230,7 +232,7 @@ class Shard:
 
     def _hand_out(self, turn: Turn) -> None:
         self._pending.append(Handed(turn.deal, turn.step, self._terms.members))
-        self.epoch = turn.deal.epoch
+        self.epoch, self.ends = turn.deal.epoch, turn.last
         self.advanced = (self.ledger.trained, self.ledger.trained)
         if self._on_batch:
             self._on_batch(turn.share)

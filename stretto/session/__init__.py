@@ -1,9 +1,9 @@
 """One agent's side of a run: rounds, views, and what is kept between them."""
 
 from stretto.session.lanes import Layout
-from stretto.session.rounds import SETTLE, Closing, Direct, Order
+from stretto.session.rounds import AGREED, SETTLE, Closing, Direct, Order
 from stretto.session.session import Session
 from stretto.session.surroundings import Surroundings, Trainer
 from stretto.session.views import epoch_of
 
-__all__ = ["SETTLE", "Closing", "Direct", "Layout", "Order", "Session", "Surroundings", "Trainer", "epoch_of"]
+__all__ = ["AGREED", "SETTLE", "Closing", "Direct", "Layout", "Order", "Session", "Surroundings", "Trainer", "epoch_of"]

@@ -9,8 +9,9 @@ seen the end of a round that ended there for all: every point of the script afte
 Where agents are *served* (:class:`stretto.core.Served`) the courier answers others from the same cell, whatever its
 trainer does meanwhile.
 
-What is mixed is counted from where all agreed last. So when all agree anew, at a fence, all that was remembered is
-forgotten, and who is served asks over a link of another number: who has passed the fence waits for who is about to.
+What is mixed is counted from where all agreed last. So when all have agreed anew, which the trainer tells, all that was
+remembered is forgotten, and whoever is served asks over a link of another number: who has agreed waits for who is about
+to.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from stretto.errors import DataError, PeerLost
 from stretto.session.carrier import as_ours
 from stretto.session.lanes import Layout, Place
 from stretto.session.metered import Meter, Metered
-from stretto.session.rounds import SETTLE, Cancel, Closing, Order, mix_number, serve_number
+from stretto.session.rounds import AGREED, SETTLE, Cancel, Closing, Order, mix_number, serve_number
 from stretto.session.surroundings import Ended, Surroundings, Trainer
 
 
@@ -59,13 +60,6 @@ class Mixer:
         self._place, self._entry, self._since = place, entry, 0
         self._begin()
 
-    def agreed(self, round: int) -> None:
-        """All have agreed, at that fence."""
-        if round >= self._entry and self._place is not None:
-            self._since = round
-            self._end()
-            self._begin()
-
     def stop(self) -> None:
         """End what is under way, and answer nobody: this epoch is over."""
         self._place = None
@@ -79,9 +73,12 @@ class Mixer:
             return
         mixing, cell = strategy.beside.mixing, self._cells[order.part]
         served = isinstance(mixing, Served)
-        if order.clock == SETTLE:
-            owed = mixing.settle(cell) if isinstance(mixing, Served) else None
-            if owed is not None:
+        if order.clock in (SETTLE, AGREED):
+            if order.clock == AGREED:
+                self._since = order.round
+                self._end()
+                self._begin()
+            elif isinstance(mixing, Served) and (owed := mixing.settle(cell)) is not None:
                 order.x.add_(owed)
             self._trainer.done(order.number, None)
             return

@@ -18,8 +18,8 @@ SPAN = 1 << 15
 """Exchange numbers a round takes; its buckets have the lower half."""
 _SHARE = 1 << 14
 _HEAL = _SHARE + 1
-SETTLE = 0
-"""The clock at which there is nothing to mix any more, only to be given what others have added."""
+SETTLE, AGREED = 0, -1
+"""Clocks at which nothing is mixed: all are about to agree, and give what they owe; and they have, and forget."""
 _MIX = 1 << 39
 """From here on exchanges are numbered that belong to no round."""
 

@@ -324,8 +324,6 @@ class Session:
         assert self._view is not None
         parts = r.shared or views.parts(self._view, r.number)
         self._round, self._number = None, r.number + 1
-        if r.fence:
-            self._mixer.agreed(r.number)
         self._settling.keep(r)
         self._around.event(
             "commit",

@@ -72,23 +72,15 @@ class Drifts(Trainer):
         batches = iter(self._shard)
         while not self.leaving:
             await self._count(now=self._job.late)
-            if not self._left:
-                await loose.synchronise()
-                self._note()
-                if not self._left:
-                    self._check_end()
-                    return
-            batch = next(batches)
+            batch = next(batches, None)
+            if batch is None:
+                self._check_end()
+                return
             await self._count(now=not self._job.late)
             await self._process.sleep(2 * self._pace * self._random.random())
             self.weights.sub_(self._job.gradient(self.weights, batch.tolist()), alpha=RATE * self._share)
             await loose.stepped()
             self._note()
-
-    @property
-    def _left(self) -> bool:
-        """Is there a batch to draw, if nobody's is dealt again?"""
-        return self._shard.drawn < len(self._shard)
 
     def _check_end(self) -> None:
         if not torch.equal(self.weights, self._anchor):
@@ -112,6 +104,10 @@ class Drifts(Trainer):
     @property
     def drawn(self) -> int | None:
         return self._shard.drawn
+
+    @property
+    def ends(self) -> bool:
+        return self._shard.ends
 
     def wishes(self) -> tuple[bool, bool]:
         return False, self.held

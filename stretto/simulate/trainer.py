@@ -131,7 +131,7 @@ class Trainer(ABC):
             await self._process.sleep(pause * self._random.random())
             torch.mul(piece, weight, out=bucket[:-1])
             bucket[-1] = weight
-            orders.append(self._order("mean", bucket, group=BUCKETS, bucket=number, of=2, fence=True))
+            orders.append(self._order("mean", bucket, group=BUCKETS, bucket=number, part=number, of=2, fence=True))
         closing = [await self._wait(order) for order in orders][-1]
         assert closing is not None
         return closing
