@@ -98,6 +98,44 @@ def test_a_decay_forgets_that_part_of_what_was_held_back() -> None:
     assert second.decoded[0].tolist() == [0, 1, 0, 0]
 
 
+@pytest.mark.parametrize("text", ["topk(0.02)", "topk(0.1)+int2", "sign", "dct_topk(0.1)", "lowrank(1)"])
+def test_of_what_was_not_sent_a_decay_keeps_its_part_each_round(text: str) -> None:
+    """``kept`` is what the next round would add, so the decay is in it: it may be handed over once, as it is."""
+    codec, like = Feedback(parse(text, "codec"), decay=0.8), bucket(seed=1)
+    state, owed = codec.init(like), torch.zeros(like.numel, dtype=torch.float64)
+    for step in range(5):
+        x = filled(like.shape, "normal", torch.float32, step)
+        round_ = alone(codec, x, like, state)
+        state = round_.states[0]
+        owed = 0.8 * (owed + x.double() - round_.decoded[0].double())
+        assert norm(codec.kept(like, state) - owed) <= 1e-5 * norm(owed)
+
+
+@pytest.mark.parametrize("text", ["topk(0.02)", "topk(0.1)+int2", "sign", "dct_topk(0.1)"])
+def test_a_decayed_residual_that_is_handed_over_changes_nothing_of_what_is_sent(text: str) -> None:
+    """An epoch begins with what was kept in the next tensor, and none in the codec."""
+    codec, like = Feedback(parse(text, "codec"), decay=0.95), bucket(seed=1)
+    first, then = (filled(like.shape, "normal", torch.float32, step) for step in range(2))
+    state = alone(codec, first, like).states[0]
+    stayed = alone(codec, then, like, state)
+    moved = alone(codec, then + codec.kept(like, state), like)
+    torch.testing.assert_close(moved.decoded[0], stayed.decoded[0])
+    torch.testing.assert_close(codec.kept(like, moved.states[0]), codec.kept(like, stayed.states[0]))
+
+
+def test_a_decay_makes_a_momentum_of_what_is_held_back() -> None:
+    """What is sent is taken out of it, and is its largest elements as they are: so it is in DeMo and SparseLoCo."""
+    codec, like = Feedback(TopK(0.05), decay=0.9), Like((100,), torch.float32)
+    state, momentum, x = codec.init(like), torch.zeros(100), filled((100,), "normal", torch.float32, 0)
+    for _ in range(6):
+        momentum = 0.9 * momentum + x
+        round_ = alone(codec, x, like, state)
+        state, sent = round_.states[0], round_.decoded[0]
+        torch.testing.assert_close(sent, momentum * (sent != 0))
+        assert int((sent != 0).sum()) == 5
+        momentum = momentum - sent
+
+
 def test_what_is_not_finite_may_pass_and_leaves_the_residual_as_it_was() -> None:
     codec, like = Feedback(TopK(0.1, nonfinite="pass")), bucket()
     before = alone(codec, filled(like.shape, "normal", torch.float32, 0), like).states[0]

@@ -7,6 +7,8 @@ d the decay,
     y = x + d e        C(y) is sent        e' = y - C(y)
 
 so that with d = 1 all that is ever given is sent, sooner or later, and what is late stays bounded if C contracts.
+With d < 1 it is a momentum, too: y = d y + x where C sends little of it (Peng et al.: DeMo, arXiv 2411.19870, algorithm
+1; Sarfi et al.: SparseLoCo, arXiv 2508.15706, algorithm 1), and of what is late d of it is left after each round.
 C(y) is what this agent's own payload decodes to, not the mean: so each residual is what that agent has not sent yet,
 and all of them together are what the mean lacks.
 
@@ -58,7 +60,7 @@ class Feedback(Base):
         if not self.codec.contracts or isinstance(self.codec, Identity):
             raise UsageError(f"{self}: {_refused(self.codec)}")
         if not 0 < self.decay <= 1:
-            raise UsageError(f"{self}: decay must be above 0 and at most 1")
+            raise UsageError(f"{self}: decay must be above 0 and at most 1; 1 forgets nothing, 0.95 is usual")
 
     @property
     def summable(self) -> bool:

@@ -38,6 +38,8 @@ CODECS = (
     "feedback(lowrank(2), decay=0.9)",
     "feedback(randomk(0.1, scaled=false))",
     "feedback(topk(0.1)+int4)",
+    "feedback(topk(0.03)+int2, decay=0.95)",
+    "feedback(dct_topk(0.0078125), decay=0.999)",
     "per_layer({biases: identity, norms: bf16, 'embed.*': int4}, rest=topk(0.1))",
     "feedback(per_layer({embeddings: sign}, rest=int4))",
 )
