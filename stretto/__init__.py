@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from stretto.strategies import allreduce as allreduce
     from stretto.strategies import async_easgd as async_easgd
     from stretto.strategies import async_gossip as async_gossip
+    from stretto.strategies import demo as demo
     from stretto.strategies import diloco as diloco
     from stretto.strategies import easgd as easgd
     from stretto.strategies import local_sgd as local_sgd
     from stretto.strategies import noloco as noloco
     from stretto.strategies import post_local_sgd as post_local_sgd
+    from stretto.strategies import sparse_loco as sparse_loco
     from stretto.text import parse as parse
 
 _HOMES = {
@@ -33,6 +35,7 @@ _HOMES = {
     "allreduce": "stretto.strategies",
     "async_easgd": "stretto.strategies",
     "async_gossip": "stretto.strategies",
+    "demo": "stretto.strategies",
     "diloco": "stretto.strategies",
     "easgd": "stretto.strategies",
     "join": "stretto.launch.join",
@@ -40,6 +43,7 @@ _HOMES = {
     "noloco": "stretto.strategies",
     "parse": "stretto.text",
     "post_local_sgd": "stretto.strategies",
+    "sparse_loco": "stretto.strategies",
 }
 
 __all__ = [
@@ -48,6 +52,7 @@ __all__ = [
     "allreduce",
     "async_easgd",
     "async_gossip",
+    "demo",
     "diloco",
     "easgd",
     "join",
@@ -55,6 +60,7 @@ __all__ = [
     "noloco",
     "parse",
     "post_local_sgd",
+    "sparse_loco",
 ]
 
 

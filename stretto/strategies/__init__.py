@@ -2,6 +2,7 @@
 
 from stretto.strategies.allreduce import allreduce
 from stretto.strategies.async_gossip import async_gossip
+from stretto.strategies.demo import demo
 from stretto.strategies.diloco import diloco
 from stretto.strategies.eager_diloco import eager_diloco
 from stretto.strategies.easgd import async_easgd, easgd
@@ -10,12 +11,14 @@ from stretto.strategies.hierarchical_local_sgd import hierarchical_local_sgd
 from stretto.strategies.local_sgd import local_sgd, post_local_sgd
 from stretto.strategies.noloco import noloco
 from stretto.strategies.push_sum import push_sum
+from stretto.strategies.sparse_loco import sparse_loco
 from stretto.strategies.streaming_diloco import streaming_diloco
 
 __all__ = [
     "allreduce",
     "async_easgd",
     "async_gossip",
+    "demo",
     "diloco",
     "eager_diloco",
     "easgd",
@@ -25,5 +28,6 @@ __all__ = [
     "noloco",
     "post_local_sgd",
     "push_sum",
+    "sparse_loco",
     "streaming_diloco",
 ]
