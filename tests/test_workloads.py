@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import math
 import os
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from stretto import workloads
 from stretto.core import Network
 from stretto.data import Shard
 from stretto.errors import DataError, UnknownName, UsageError
-from stretto.workloads import digits, download, idx
+from stretto.workloads import digits, download, idx, shakespeare
 from stretto.workloads import train as training
 from stretto.workloads.download import Remote, Source, locate
 from stretto.workloads.folder import NEWS, News, leave_outcome, outcomes
 from stretto.workloads.result import Job, Progress, combine
 from stretto.workloads.train import train
+from stretto.workloads.workload import Data
 
 
 def idx_bytes(array: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
@@ -160,17 +163,63 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.Mon
         digits.load()
 
 
-@pytest.mark.parametrize("name", workloads.WORKLOADS)
-def test_every_model_maps_its_images_to_ten_scores(name: str) -> None:
+@pytest.mark.parametrize(("name", "side"), [("digits", 8), ("mnist", 28), ("fashion-mnist", 28)])
+def test_every_model_of_images_maps_them_to_ten_scores(name: str, side: int) -> None:
     workload = workloads.get(name)
-    side = 8 if name == "digits" else 28
     for model in workload.models:
         assert workload.model(model)(torch.rand(3, 1, side, side)).shape == (3, 10)
 
 
+def test_the_model_that_is_trained_where_none_is_asked_for_is_one_of_the_workload() -> None:
+    assert all(workload.usual in workload.models for workload in workloads.WORKLOADS.values())
+
+
 def test_model_sizes_are_those_that_benchmarks_speak_of() -> None:
-    sizes = {m: sum(p.numel() for p in workloads.get("mnist").model(m).parameters()) for m in ("cnn", "mlp-10m")}
-    assert sizes == {"cnn": 421_642, "mlp-10m": 10_020_874}
+    named = {"cnn": "mnist", "mlp-10m": "mnist", "gpt": "shakespeare"}
+    sizes = {m: sum(p.numel() for p in workloads.get(w).model(m).parameters()) for m, w in named.items()}
+    assert sizes == {"cnn": 421_642, "mlp-10m": 10_020_874, "gpt": 809_856}
+
+
+def test_a_fresh_gpt_knows_nothing() -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(shakespeare.VOCABULARY, (8, shakespeare.CONTEXT + 1))
+    scores = workloads.get("shakespeare").model("gpt")(tokens[:, :-1])
+    assert scores.shape == (8, shakespeare.CONTEXT, shakespeare.VOCABULARY)
+    assert abs(shakespeare.loss(scores, tokens[:, 1:]).item() - math.log(shakespeare.VOCABULARY)) < 0.1
+
+
+def test_a_gpt_does_not_see_what_comes_later() -> None:
+    torch.manual_seed(0)
+    model = workloads.get("shakespeare").model("gpt")
+    one, other = torch.randint(shakespeare.VOCABULARY, (2, 1, shakespeare.CONTEXT))
+    mixed = torch.cat([one[:, :20], other[:, 20:]], dim=1)
+    torch.testing.assert_close(model(mixed)[:, :20], model(one)[:, :20])
+    torch.testing.assert_close(model(one[:, :20]), model(one)[:, :20])
+
+
+def test_windows_predict_every_character_once() -> None:
+    text = torch.arange(100)
+    given, wanted = shakespeare.windows(text, context=8)
+    assert wanted.flatten().tolist() == list(range(1, 97)) and torch.equal(wanted, given + 1)
+
+
+def test_what_was_to_be_said_is_counted_by_the_character() -> None:
+    workload = workloads.get("shakespeare")
+    given, wanted = shakespeare.windows(torch.randint(shakespeare.VOCABULARY, (5 * shakespeare.CONTEXT + 1,)))
+    right, loss, count = training.judged(workload, Parrot(wanted), given, wanted)
+    assert (right, count) == (5 * shakespeare.CONTEXT, 5 * shakespeare.CONTEXT)
+    assert loss == pytest.approx(0.0, abs=1e-3)
+
+
+class Parrot(torch.nn.Module):
+    """It was told all answers before."""
+
+    def __init__(self, answers: torch.Tensor) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return 100.0 * functional.one_hot(self.answers, shakespeare.VOCABULARY)
 
 
 def test_unknown_workloads_and_models_are_answered_with_the_nearest() -> None:
@@ -315,17 +364,38 @@ def make_fifo() -> Iterator[Callable[[Path], int]]:
         os.close(pipe)
 
 
-def test_fashion_mnist_is_read_where_the_data_are_given(stretto_data: Path) -> None:
-    data = workloads.get("fashion-mnist").load(stretto_data)
+def test_fashion_mnist_is_read_where_the_data_are_given() -> None:
+    data = workloads.get("fashion-mnist").load(given("fashion-mnist"))
     assert data.train[0].shape == (60_000, 1, 28, 28) and data.test[1].bincount().tolist() == [1000] * 10
 
 
-@pytest.fixture
-def stretto_data() -> Path:
-    given = os.environ.get("STRETTO_DATA")
-    if not given or not (Path(given) / "fashion-mnist").is_dir():
-        pytest.skip("$STRETTO_DATA names no directory with fashion-mnist")
-    return Path(given)
+def test_shakespeare_is_cut_into_windows_and_its_last_tenth_is_kept_to_test_with() -> None:
+    data = workloads.get("shakespeare").load(given("shakespeare"))
+    (x, y), (test_x, test_y) = data.train, data.test
+    assert x.shape == y.shape == (workloads.get("shakespeare").samples, shakespeare.CONTEXT)
+    assert test_x.shape == test_y.shape == (1_742, shakespeare.CONTEXT)
+    assert sorted(set(x.flatten().tolist())) == list(range(shakespeare.VOCABULARY))
+    assert torch.equal(x[1:, 0], y[:-1, -1]) and x.dtype == torch.int64
+    assert x[0, :6].tolist() == [18, 47, 56, 57, 58, 1]  # "First "
+
+
+def test_a_gpt_learns_shakespeare() -> None:
+    whole, data = workloads.get("shakespeare"), given("shakespeare")
+
+    def some(folder: Path | None) -> Data:
+        loaded = whole.load(folder)
+        return Data((loaded.train[0][:960], loaded.train[1][:960]), (loaded.test[0][:100], loaded.test[1][:100]))
+
+    outcome = train(Alone(), replace(whole, load=some), "gpt", epochs=1, batch_size=16, data=data)
+    assert outcome.steps == 60 and outcome.loss < 2.8 and outcome.accuracy > 0.2
+
+
+def given(name: str) -> Path:
+    """The directory with the data of that name."""
+    found = os.environ.get("STRETTO_DATA")
+    if not found or not (Path(found) / name).is_dir():
+        pytest.skip(f"$STRETTO_DATA names no directory with {name}")
+    return Path(found)
 
 
 def test_downloads_have_a_limit_of_patience_and_size(monkeypatch: pytest.MonkeyPatch, source: Source) -> None:

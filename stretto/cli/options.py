@@ -22,9 +22,11 @@ link = click.option("--link", default="auto", show_default=True, help=f"The tran
 seed = click.option("--seed", default=0, show_default=True, help="Of the weights and the order of samples.")
 json = click.option("--json", metavar="PATH", help="Write the result here as one JSON object; - is standard output.")
 model = click.option(
-    "--model", default="cnn", show_default=True, help="mlp, cnn, lstm; mlp-10m where images are large."
+    "--model", help="mlp, cnn, lstm; mlp-10m where images are large; gpt for text. [default: cnn, or gpt]"
 )
-batch_size = click.option("--batch-size", type=int, help="Samples of one agent in a step. [default: 128 / agents]")
+batch_size = click.option(
+    "--batch-size", type=int, help="Samples of one agent in a step. [default: the workload's / agents]"
+)
 epochs = click.option("--epochs", type=int, help="Stop after this many epochs. [default: the workload's]")
 seconds = click.option("--seconds", type=float, help="Stop after this time of training.")
 target = click.option("--target", type=float, help="Stop at this accuracy on the test data, from 0 to 1.")
@@ -93,7 +95,7 @@ def job(
     agents: int,
     *,
     strategy: str,
-    model: str,
+    model: str | None,
     link: str,
     batch_size: int | None,
     data: str | None,
@@ -112,6 +114,7 @@ def job(
     check_agents(agents)
     check_link(link)
     _check_limits(**limits)
+    model = model or known.usual
     known.model(model)
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"--batch-size {batch_size}: an agent trains at least one sample a step")

@@ -40,7 +40,7 @@ def train(
     checkpoint_every: float | None,
     **chosen: Any,
 ) -> None:
-    """Train WORKLOAD (digits, fashion-mnist or mnist) with several agents on this machine.
+    """Train WORKLOAD (digits, fashion-mnist, mnist or shakespeare) with several agents on this machine.
 
     Without --epochs, --seconds or --target it trains the workload's usual epochs; with several, the first to be
     reached ends it.

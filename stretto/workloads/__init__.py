@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional
 
 from stretto.errors import UnknownName
-from stretto.workloads import digits, mnist
+from stretto.workloads import digits, mnist, shakespeare
 from stretto.workloads.download import locate
+from stretto.workloads.gpt import GPT
 from stretto.workloads.models import RowLSTM, cnn, mlp
 from stretto.workloads.workload import Data, Split, Workload
 
@@ -38,6 +39,7 @@ WORKLOADS = {
             load=digits.load,
             samples=digits.TRAINING,
             models=_small,
+            usual="cnn",
             loss=functional.cross_entropy,
             lr=3e-3,
             batch_size=128,
@@ -50,6 +52,7 @@ WORKLOADS = {
             load=partial(mnist.load, source=mnist.FASHION),
             samples=mnist.TRAINING,
             models=_large,
+            usual="cnn",
             loss=functional.cross_entropy,
             lr=1e-3,
             batch_size=128,
@@ -62,9 +65,23 @@ WORKLOADS = {
             load=partial(mnist.load, source=mnist.MNIST),
             samples=mnist.TRAINING,
             models=_large,
+            usual="cnn",
             loss=functional.cross_entropy,
             lr=1e-3,
             batch_size=128,
+            epochs=2,
+        ),
+        Workload(
+            name="shakespeare",
+            about="1,115,394 characters of Shakespeare's plays, to go on with one by one",
+            find=partial(locate, shakespeare.SHAKESPEARE),
+            load=shakespeare.load,
+            samples=shakespeare.TRAINING,
+            models={"gpt": partial(GPT, shakespeare.VOCABULARY, shakespeare.CONTEXT)},
+            usual="gpt",
+            loss=shakespeare.loss,
+            lr=1e-3,
+            batch_size=64,
             epochs=2,
         ),
     )

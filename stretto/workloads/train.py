@@ -27,6 +27,9 @@ AGREE_EVERY = 10
 NEWS_EVERY = 0.2
 """Seconds between two progress messages."""
 
+TESTED_AT_ONCE = 250
+"""Samples that go through the model together when it is tested."""
+
 
 class Report(Protocol):
     """What an agent has counted so far."""
@@ -226,23 +229,28 @@ def train(
     return tally.outcome(last, shard, accuracy, test_loss, report)
 
 
-@torch.no_grad()
 def evaluate(agent: Agent, workload: Workload, model: nn.Module, split: Split) -> tuple[float, float]:
     """Accuracy and mean loss, each agent on its part of the data; the same two numbers on every agent.
 
     Where an agent dies meanwhile, they are those of the parts of the others.
     """
-    images, labels = (t.tensor_split(agent.size)[agent.rank] for t in split)
+    given, wanted = (t.tensor_split(agent.size)[agent.rank] for t in split)
+    found, lost, count = (agent.mean(float(x)) for x in judged(workload, model, given, wanted))
+    return found / count, lost / count
+
+
+@torch.no_grad()
+def judged(workload: Workload, model: nn.Module, given: Tensor, wanted: Tensor) -> tuple[int, float, int]:
+    """How many answers are right, the sum of their losses, and how many there are: one a label, or one a character."""
     right, loss = 0, 0.0
     model.eval()
-    for x, y in zip(images.split(1000), labels.split(1000), strict=True):
+    for x, y in zip(given.split(TESTED_AT_ONCE), wanted.split(TESTED_AT_ONCE), strict=True):
         if len(y):
             scores: Tensor = model(x)
-            right += int((scores.argmax(1) == y).sum())
-            loss += float(workload.loss(scores, y)) * len(y)
+            right += int((scores.argmax(-1) == y).sum())
+            loss += float(workload.loss(scores, y)) * y.numel()
     model.train()
-    found, lost, count = agent.mean(float(right)), agent.mean(loss), agent.mean(float(len(labels)))
-    return found / count, lost / count
+    return right, loss, wanted.numel()
 
 
 def _usual_epochs(workload: Workload, seconds: float | None, target: float | None) -> int:

@@ -13,7 +13,11 @@ from torch.optim import Adam, Optimizer
 from stretto.errors import UnknownName
 
 Split: TypeAlias = tuple[Tensor, Tensor]
-"""Images, float32 in [0, 1], ``[samples, 1, side, side]``; and labels, int64, ``[samples]``."""
+"""What a model is given, ``[samples, ...]``, and what it is to say, int64: ``[samples]``, or ``[samples, places]``.
+
+Images are float32 in [0, 1], ``[samples, 1, side, side]``, each with a label. Text is int64, ``[samples, context]``,
+each character with the one after it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,10 @@ class Workload:
         find: checks that the data are there, in a directory or (None) fetched into the cache, and says where.
         load: reads them, from the same directory.
         samples: to train on.
-        models: by name; each call makes a new one from torch's global generator.
+        models: by name; each call makes a new one from torch's global generator. It gives scores of all answers in
+            its last dimension.
+        usual: the name of the model that is trained where none is asked for.
+        loss: the mean over a batch, of scores and of what was to be said.
         lr: Adam's learning rate.
         batch_size: samples of all agents together in a step.
     """
@@ -43,6 +50,7 @@ class Workload:
     load: Callable[[Path | None], Data]
     samples: int
     models: Mapping[str, Callable[[], nn.Module]]
+    usual: str
     loss: Callable[[Tensor, Tensor], Tensor]
     lr: float
     batch_size: int
