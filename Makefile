@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 say     = @printf '\n== %s\n' "$(1)"
 
-.PHONY: demo test lint fuzz bench faults laboratory accuracy docs clean
+.PHONY: demo test lint fuzz bench faults laboratory loose accuracy docs clean
 
 demo: $(STAMP)
 	@$(BIN)/stretto demo
@@ -45,6 +45,9 @@ faults: $(STAMP)
 
 laboratory: $(STAMP)
 	@$(BIN)/python benchmarks/laboratory.py
+
+loose: $(STAMP)
+	@$(BIN)/python benchmarks/loose.py --tune
 
 accuracy: $(STAMP)
 	@$(BIN)/python benchmarks/accuracy.py

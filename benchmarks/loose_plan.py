@@ -1,0 +1,153 @@
+"""What loose.py compares: tasks, networks and strategies, as data, and the runs that this takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from msgspec import Struct
+
+AGENTS = 4
+REFERENCE = "allreduce"
+MARKS = 48
+"""Steps between two looks at a run; runs are as long as several of these, and strategies exchange in step with them."""
+TUNING_SEED = 100
+"""Rates are tuned with another seed than those that are compared."""
+
+
+class Task(Struct, frozen=True, kw_only=True):
+    """What is trained: ``batch_size`` samples of an agent in each of ``steps``. ``lrs``: Adam's, the usual first."""
+
+    name: str
+    workload: str
+    model: str
+    batch_size: int
+    steps: int
+    lrs: tuple[float, ...]
+    goal: Literal["accuracy", "loss"]
+    """By which the reference's end is to be reached."""
+    allowed: float
+    """How far the end may be from the reference's: points of accuracy, or a part of the loss in %."""
+
+
+class Network(Struct, frozen=True, kw_only=True):
+    """Between four hosts; without a rate there are no hosts, and agents talk on this machine as fast as they can.
+
+    ``whole``: so many seeds of what exchanges every step are trained to the end here; the others for ``MARKS`` steps,
+    which tells what a step takes.
+    """
+
+    name: str
+    about: str
+    rate: str = ""
+    delay: str = "0ms"
+    loss: str = "0"
+    whole: int = 1000
+
+
+class Contender(Struct, frozen=True, kw_only=True):
+    """A strategy, with its ``{outer}`` rate to be tuned among ``outers``, the usual one first.
+
+    ``dense``: it exchanges every step. ``ours``: the goals are for it.
+    """
+
+    name: str
+    strategy: str
+    outers: tuple[float, ...] = (1.0,)
+    dense: bool = False
+    ours: bool = False
+
+
+TASKS = (
+    Task(
+        name="cnn",
+        workload="fashion-mnist",
+        model="cnn",
+        batch_size=16,
+        steps=960,
+        lrs=(1e-3, 5e-4, 2e-3),
+        goal="accuracy",
+        allowed=0.5,
+    ),
+    Task(
+        name="gpt",
+        workload="shakespeare",
+        model="gpt",
+        batch_size=8,
+        steps=480,
+        lrs=(1e-3, 2e-3, 4e-3),
+        goal="loss",
+        allowed=2.0,
+    ),
+)
+INFINITE = Network(name="infinite", about="no network: one machine")
+NETWORKS = (
+    INFINITE,
+    Network(name="1gbit", about="1 gbit, 0.2 ms", rate="1gbit", delay="200us"),
+    Network(name="100mbit", about="100 mbit, 5 ms", rate="100mbit", delay="5ms", whole=1),
+    Network(name="20mbit", about="20 mbit, 40 ms", rate="20mbit", delay="40ms", whole=1),
+    Network(name="lossy", about="10 mbit, 50 ms, 1 % loss", rate="10mbit", delay="50ms", loss="1%", whole=0),
+)
+CONTENDERS = (
+    Contender(name=REFERENCE, strategy="allreduce", dense=True),
+    Contender(name="local_sgd", strategy="local_sgd(16)"),
+    Contender(name="diloco", strategy="diloco(48, outer_lr={outer})", outers=(0.7, 0.4, 1.0)),
+    Contender(name="diloco int4", strategy="diloco(48, outer_lr={outer}, codec=int4)", outers=(0.7, 0.4, 1.0)),
+)
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """One run; equal plans are the same run, wherever they come from."""
+
+    task: str
+    network: str
+    contender: str
+    strategy: str
+    seed: int
+    lr: float
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{self.task}, {self.network}, {self.contender}, seed {self.seed} ({self.strategy}, lr {self.lr:g})"
+
+
+class Rates(Struct, frozen=True):
+    """What was chosen for a strategy on a task."""
+
+    lr: float
+    outer: float
+
+
+def usual(task: Task, contender: Contender) -> Rates:
+    return Rates(task.lrs[0], contender.outers[0])
+
+
+def scaled(task: Task, scale: float) -> int:
+    """Steps of a shorter, or longer, trial."""
+    return MARKS * max(1, round(task.steps * scale / MARKS))
+
+
+def grid(task: Task, contender: Contender, scale: float) -> list[tuple[Rates, Plan]]:
+    """What tuning tries."""
+    rates = [Rates(lr, outer) for lr in task.lrs for outer in contender.outers]
+    return [(r, _plan(task, INFINITE, contender, r, TUNING_SEED, scaled(task, scale))) for r in rates]
+
+
+def compared(task: Task, contender: Contender, rates: Rates, seeds: int, scale: float) -> Iterator[Plan]:
+    """All runs of a strategy on a task, network by network."""
+    for network in NETWORKS:
+        for seed in range(seeds):
+            whole = not contender.dense or seed < network.whole
+            yield _plan(task, network, contender, rates, seed, scaled(task, scale) if whole else MARKS)
+
+
+def _plan(task: Task, network: Network, contender: Contender, rates: Rates, seed: int, steps: int) -> Plan:
+    return Plan(
+        task=task.name,
+        network=network.name,
+        contender=contender.name,
+        strategy=contender.strategy.format(outer=rates.outer),
+        seed=seed,
+        lr=rates.lr,
+        steps=steps,
+    )
