@@ -11,6 +11,7 @@ docs/results/loose.json and loose.md are written from all that is there; ``--pag
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -61,15 +62,15 @@ def tuned(runs: Runs, task: Task, contender: Contender, scale: float) -> Rates:
 
 def make(plans: Iterable[Plan], runs: Runs, task: Task, given: argparse.Namespace) -> None:
     """Those that are wanted, and not there yet."""
+    wanted = [p for p in plans if not runs.has(p) and all(part in str(p) for part in given.only)]
+    if given.list:
+        print(*(f"{plan}, {plan.steps} steps" for plan in wanted), sep="\n")
+    if given.list or not wanted:
+        return
     networks = {network.name: network for network in NETWORKS}
     data = workloads.get(task.workload).find(given.data)
     tester = Tester(task, data, runs.known(task))
-    for plan in plans:
-        if runs.has(plan) or not all(part in str(plan) for part in given.only):
-            continue
-        if given.list:
-            print(f"{plan}, {plan.steps} steps")
-            continue
+    for plan in wanted:
         begin = time.monotonic()
         run = carry_out(plan, task, networks[plan.network], data, tester, given.congestion)
         runs.add(run)
@@ -119,7 +120,9 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="run nothing; write what is there")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--scale", type=float, default=1.0, help="of steps; less than 1 to try this out")
-    parser.add_argument("--data", type=Path, help="the folder of the data; else they are fetched")
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("STRETTO_DATA"), help="[default: $STRETTO_DATA; else it is fetched]"
+    )
     parser.add_argument("--congestion", default="", help="TCP's, on every host [default: this machine's]")
     parser.add_argument("--folder", type=Path, default=RESULTS, help=f"where {RUNS} and the page are")
     given = parser.parse_args()
