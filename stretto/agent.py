@@ -35,7 +35,7 @@ from stretto.keeping import Keeping
 from stretto.ledger import shares_of
 from stretto.loose import NOTICE, Loose
 from stretto.pace import Pace
-from stretto.preparing import check, check_native, describe, is_native, named, spread
+from stretto.preparing import check, check_names, check_native, describe, is_native, named, spread
 from stretto.report import Report
 from stretto.saving import EVERY, Saver
 from stretto.session import Closing, Layout, epoch_of
@@ -113,6 +113,7 @@ class Agent:
         chosen: Strategy = coerce(strategy, "strategy")
         check(objects, buffers, prepared=self._holds.models)
         check_native(chosen, self.link, self.size)
+        check_names(chosen, models)
         self._holds.models += models
         if self._courier is not None:
             self._courier.agree(_MODELS, describe(models, optimizers, chosen, buffers), brings=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stretto.codecs import Identity
+from stretto.codecs import Identity, PerLayer
 from stretto.core import LayerRole, Named, Strategy
 from stretto.errors import UsageError
 from stretto.exchanges import AllReduce
@@ -83,6 +84,22 @@ def check_native(strategy: Strategy, link: str, size: int) -> None:
             f"{strategy} asks for an all-reduce of the link's own, and the {link} link has none: "
             "use link shm or c10d, or another topology"
         )
+
+
+def check_names(strategy: Strategy, models: Sequence[nn.Module]) -> None:
+    """That every pattern of names in the strategy fits a parameter; raises :class:`UsageError`."""
+    for part in _within(strategy):
+        if isinstance(part, PerLayer):
+            part.check(named(models).values())
+
+
+def _within(value: Any) -> Iterator[Any]:
+    """A value, and all that it is made of."""
+    yield value
+    if dataclasses.is_dataclass(value):
+        value = tuple(getattr(value, field.name) for field in dataclasses.fields(value))
+    for part in value if isinstance(value, tuple) else ():
+        yield from _within(part)
 
 
 def describe(models: Sequence[nn.Module], optimizers: Sequence[Optimizer], strategy: Strategy, buffers: str) -> str:

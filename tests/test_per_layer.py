@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from contracts.coding import alone, bucket, filled, norm, same
@@ -33,6 +35,14 @@ def test_a_key_that_nothing_fits_is_no_group() -> None:
     codec = PerLayer({"head.*": "sign", "norms": "identity"}, rest="int4")
     assert codec.groups(Like((9,), torch.float32)) == ((Int4(), ((0, 9),)),)
     assert codec.groups(Like((0,), torch.float32)) == ()
+
+
+@pytest.mark.parametrize("key", ["head.*", "bias", "Embed.*"])
+def test_a_pattern_that_fits_nothing_in_the_whole_model_is_named_with_names_that_there_are(key: str) -> None:
+    codec = PerLayer({"embeddings": "int4", key: "sign", "conv.*": "int4"})
+    with pytest.raises(UsageError, match=rf"{re.escape(repr(key))} fits no parameter of embed\.weight, body\.weight"):
+        codec.check(bucket().pieces)
+    PerLayer({"embeddings": "int4", "conv.*": "sign"}).check([Named("conv.weight", (2,), "weight")])
 
 
 def test_it_says_what_travels_how() -> None:

@@ -83,6 +83,15 @@ def test_what_cannot_be_prepared_is_refused_also_alone(objects: Any, words: str)
         agent.prepare(*objects())
 
 
+@pytest.mark.parametrize("strategy", ["allreduce(codec={})", "diloco(4, codec=feedback({}))"])
+def test_a_codec_for_layers_that_no_model_has_is_refused_when_it_is_prepared(strategy: str) -> None:
+    with (
+        stretto.join(environ={}) as agent,
+        pytest.raises(UsageError, match=r"'head\.\*' fits no parameter of weight"),
+    ):
+        agent.prepare(nn.Linear(2, 2), strategy=strategy.format("per_layer({'head.*': int4})"))
+
+
 def test_a_model_is_prepared_once() -> None:
     with stretto.join(environ={}) as agent:
         net = agent.prepare(nn.Linear(2, 2))

@@ -19,6 +19,8 @@ from stretto.errors import UsageError
 from stretto.text import coerce, named
 
 ROLES: Final = {"biases": "bias", "norms": "norm", "embeddings": "embedding"}
+_FEW: Final = 4
+"""Names that an error tells of those that there are."""
 
 
 @named("per_layer", kind="codec")
@@ -27,8 +29,8 @@ class PerLayer(Base):
     """Parameters that a key of ``codecs`` fits travel by its codec, and all others by ``rest``.
 
     A key is ``biases``, ``norms`` or ``embeddings``, or a pattern of names such as ``'embed.*'`` (with ``*``, ``?`` and
-    ``[…]``); the first that fits counts. A key that nothing fits is no error, since a part of the model may hold
-    nothing of the kind: :meth:`explain` tells what went where.
+    ``[…]``); the first that fits counts. A part of a model may hold nothing of what a key is for; a pattern that fits
+    nothing in the whole of it is a slip: see :meth:`check`. :meth:`explain` tells what went where.
 
     An exchange carries each of the :meth:`groups` by its own codec, so that what can be added on its way is. Read by
     itself, the payload of all is one after the other.
@@ -76,6 +78,21 @@ class PerLayer(Base):
                 ranges.append((start, stop))
             at = stop
         return tuple((codec, tuple(ranges)) for codec, ranges in found.items() if ranges)
+
+    def check(self, parameters: Iterable[Named]) -> None:
+        """That every pattern fits one of these, which are all there are. A model without biases may do without.
+
+        Raises:
+            UsageError: one fits none; names it, and some that there are.
+        """
+        pieces = list(parameters)
+        for key, _ in self.codecs:
+            if key not in ROLES and not any(_fits(key, piece) for piece in pieces):
+                names = ", ".join(piece.name for piece in pieces[:_FEW]) + (", …" if len(pieces) > _FEW else "")
+                raise UsageError(
+                    f"per_layer: {key!r} fits no parameter of {names}: write {', '.join(ROLES)} or a pattern of these "
+                    "names"
+                )
 
     def explain(self, like: Like) -> list[str]:
         """For each parameter a line that says by which codec it travels."""
