@@ -27,13 +27,15 @@ from stretto.checkpoint import Keep
 from stretto.core import Epoch, Member, Network, Strategy
 from stretto.courier import Courier, Place
 from stretto.data import Shard
+from stretto.delayed import Delayed
 from stretto.drifts import Drifts
 from stretto.errors import NonFinite, UsageError
 from stretto.gradients import Gradients, Send, Wait
 from stretto.holdings import Holdings
 from stretto.keeping import Keeping
 from stretto.ledger import shares_of
-from stretto.loose import NOTICE, Loose
+from stretto.loose import Loose
+from stretto.notices import notices
 from stretto.pace import Pace
 from stretto.preparing import check, check_names, check_native, describe, is_native, named, spread
 from stretto.report import Report
@@ -78,7 +80,7 @@ class Agent:
         self._keeping = Keeping(
             saver, self._holds, self._courier, self.label, lambda: (self.epoch, self.rank), self.trace, _say
         )
-        self._groups: list[Gradients | Drifts] = []
+        self._groups: list[Gradients | Delayed | Drifts] = []
         self._late = place is not None and uid not in self.epoch.uids
         self._turns: deque[Gradients] = deque()
         self._paces: dict[int, Pace] = {}
@@ -128,34 +130,44 @@ class Agent:
         """Another group of buckets: gradients, or the drift of weights."""
         self._holds.stateful += others
         courier, group = self._courier, len(self._groups)
-        if self._holds.loose is not None or (chosen.signal == "drift" and self._groups):
-            raise UsageError(f"{chosen}: agents that train by themselves prepare once: give prepare() all at once")
-        if courier is None and chosen.signal == "gradient":
+        steady = chosen.signal == "gradient" and not chosen.landing.behind
+        if self._holds.loose is not None or (not steady and self._groups):
+            raise UsageError(
+                f"{chosen}: what is exchanged beside training is prepared once: give prepare() all at once"
+            )
+        if courier is None and steady:
             return
         allocate = courier.allocate if courier is not None else lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8)
         apart = courier is not None and courier.apart
         room = Room(allocate, apart=apart, buffers=buffers, leads=lambda: self.rank == 0)
-        if chosen.signal == "gradient":
+        if steady:
             send = self._sender(group)
             made = Gradients(models, room, send, closed=self._closed, wishes=self.wishes, turns=self._turns)
             self._groups.append(made)
             lies = layouts(made.buckets, named(models))
         else:
-            drifts = Drifts(models, chosen, room)
-            self._groups.append(drifts)
-            lies = [*layouts(drifts.buckets, named(models)), Layout(0)]
-            self._hold_loosely(chosen, drifts, Wire(self, courier, group), room, others)
+            found = self._beside(chosen, models, others, room, Wire(self, courier, group))
+            self._groups.append(found)
+            lies = [*layouts(found.buckets, named(models)), Layout(0)]
         if courier is not None:
             courier.use(group, str(chosen), lies, native=courier.apart and is_native(chosen))
 
-    def _hold_loosely(self, chosen: Strategy, drifts: Drifts, wire: Wire, room: Room, others: list[Any]) -> None:
-        notices = room.allocate(4 * 16 * NOTICE).view(torch.float32)  # (lines of their own)
-        notice = (notices[:NOTICE], notices[-NOTICE:] if room.apart else notices[:NOTICE])
-        holds = self._holds
+    def _beside(
+        self, chosen: Strategy, models: list[nn.Module], others: list[Any], room: Room, wire: Wire
+    ) -> Drifts | Delayed:
+        """What is exchanged while training goes on."""
+        holds, late, notice = self._holds, self._late, notices(room)
+        if chosen.signal == "gradient":
+            holds.loose = delayed = Delayed(
+                models, room, notice, wire, late=late, begun=lambda one: finish(one.exchange())
+            )
+            return delayed
+        drifts = Drifts(models, chosen, room)
         holds.local = [o for o in others if isinstance(o, Optimizer | torch.amp.GradScaler)]
-        holds.loose = loose = Loose(chosen, drifts, notice, wire, late=self._late)
+        holds.loose = loose = Loose(chosen, drifts, notice, wire, late=late)
         for optimizer in [o for o in others if isinstance(o, Optimizer)][-1:]:
             optimizer.register_step_post_hook(lambda *_: finish(loose.stepped()))
+        return drifts
 
     def shard(
         self,

@@ -108,6 +108,10 @@ class Bucket:
         self.flags = self._cut(flat)[1]
         self.flags.fill_(1.0)
 
+    def cut(self, elements: Tensor) -> Sequence[Tensor]:
+        """``elements`` of the whole bucket (1-d), by parameter."""
+        return torch.split(elements, [p.numel() for p in self.parameters])
+
     @property
     def leaving(self) -> Tensor:
         """The elements that leave."""

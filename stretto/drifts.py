@@ -103,7 +103,7 @@ class Drifts:
         bucket.weigh(1.0)
         ahead, _ = self._outer.update(was * guess, self._outers[part])
         self._bases[part] = []
-        for anchor, piece, p in zip(self._anchors[part], _pieces(ahead, bucket), bucket.parameters, strict=True):
+        for anchor, piece, p in zip(self._anchors[part], bucket.cut(ahead), bucket.parameters, strict=True):
             p.copy_(anchor - piece.view_as(anchor) if guess else anchor)
             self._bases[part].append(p.detach().clone())
 
@@ -115,13 +115,13 @@ class Drifts:
     def become(self, part: int, drift: Tensor) -> None:
         """Our weights become those that lie by ``drift`` from the anchors."""
         bucket = self.buckets[part]
-        for anchor, piece, p in zip(self._anchors[part], _pieces(drift, bucket), bucket.parameters, strict=True):
+        for anchor, piece, p in zip(self._anchors[part], bucket.cut(drift), bucket.parameters, strict=True):
             torch.sub(anchor, piece.view_as(anchor), out=p)
 
     def shift(self, part: int, drift: Tensor) -> None:
         """Our weights drift by so much more."""
         bucket = self.buckets[part]
-        for piece, p in zip(_pieces(drift, bucket), bucket.parameters, strict=True):
+        for piece, p in zip(bucket.cut(drift), bucket.parameters, strict=True):
             p.sub_(piece.view_as(p))
 
     def settle(self) -> None:
@@ -187,7 +187,7 @@ class Drifts:
                 f"after {step} steps the weights' mean drift is not finite: lower the learning rate, or the outer one"
             )
         move, self._outers[part] = self._outer.update(bucket.elements, self._outers[part])
-        for p, anchor, piece in zip(bucket.parameters, self._anchors[part], _pieces(move, bucket), strict=True):
+        for p, anchor, piece in zip(bucket.parameters, self._anchors[part], bucket.cut(move), strict=True):
             yield p, anchor, anchor - piece.view_as(anchor)
         self._passengers.alight(passengers)
 
@@ -222,9 +222,5 @@ def _cut(parameters: Sequence[nn.Parameter], fragments: int, asked: str) -> list
 
 def _fill(flat: Tensor, base: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
     """``flat`` becomes base less parameters."""
-    for piece, b, p in zip(flat.split([p.numel() for p in parameters]), base, parameters, strict=True):
+    for piece, b, p in zip(torch.split(flat, [p.numel() for p in parameters]), base, parameters, strict=True):
         torch.sub(b, p, out=piece.view_as(b))
-
-
-def _pieces(flat: Tensor, bucket: Bucket) -> Sequence[Tensor]:
-    return torch.split(flat, [p.numel() for p in bucket.parameters])

@@ -8,6 +8,7 @@ from torch import nn
 
 from stretto.core import Network
 from stretto.data import Shard
+from stretto.delayed import Delayed
 from stretto.loose import Loose
 from stretto.preparing import Stateful, alike, alike_part, digest
 from stretto.wire import finish
@@ -16,14 +17,15 @@ from stretto.wire import finish
 class Holdings:
     """``steps`` of the run, trained by whomever; ``network`` as the agents found it when they began.
 
-    ``loose``: where agents train by themselves; then ``local`` has a state that is each agent's own.
+    ``loose``: where agents train by themselves, or exchange while they go on; where ``local`` has a state of each
+    agent's own.
     """
 
     def __init__(self) -> None:
         self.models: list[nn.Module] = []
         self.stateful: list[Stateful] = []
         self.shards: list[Shard] = []
-        self.loose: Loose | None = None
+        self.loose: Loose | Delayed | None = None
         self.local: list[Stateful] = []
         self.steps = 0
         self.network = Network()
@@ -39,11 +41,11 @@ class Holdings:
 
     def tree(self, run: str, members: tuple[int, ...]) -> dict[str, Any]:
         """What all have alike, in plain values; ``run``: under which they save, ``members``: what they are called."""
-        drifts = self.loose.drifts if self.loose else None
+        shared = self.loose.shared() if self.loose is not None else {}
         return {
-            "models": [alike(model, drifts.shared() if drifts else {}) for model in self.models],
+            "models": [alike(model, shared) for model in self.models],
             "stateful": [alike_part(part, part in self.local) for part in self.stateful],
-            "outers": drifts.state() if drifts else [],
+            "outers": self.loose.state() if self.loose is not None else [],
             "steps": self.steps,
             "network": [self.network.delay, self.network.rate],
             "run": run,

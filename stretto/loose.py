@@ -15,15 +15,15 @@ result, which yet lands when it is due.
 
 A batch is trained, for all, when each fragment was agreed on after it.
 
-The first thing of every agreement is a *notice*: what is wished, and that this agent is there. What waits is a
-coroutine: a trainer's process runs it to its end on the spot (:mod:`stretto.wire`), a simulated agent in its own time.
+What waits is a coroutine: a trainer's process runs it to its end on the spot (:mod:`stretto.wire`), a simulated agent
+in its own time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,54 +31,8 @@ from torch import Tensor
 from stretto.core import Served, Strategy
 from stretto.drifts import Drifts
 from stretto.landings import Replace, Restart
+from stretto.notices import Given, Wire, noticed
 from stretto.session import AGREED, SETTLE, Closing
-
-NOTICE: Final = 4
-"""Elements of a notice: it was given, a checkpoint is wished, somebody is at the door, nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """One bucket of an agreement: the ``part``-th of its group, what is sent, and where its mean comes."""
-
-    part: int
-    flat: Tensor
-    mean: Tensor
-
-
-class Wire(Protocol):
-    """How this agent reaches the others, and what it tells its owner."""
-
-    @property
-    def size(self) -> int:
-        """How many agents there are now."""
-        ...
-
-    @property
-    def drawn(self) -> int | None:
-        """Batches drawn so far, by all alike; None where nothing is dealt."""
-        ...
-
-    @property
-    def ends(self) -> bool:
-        """Was the batch drawn last the last one, as far as one knows?"""
-        ...
-
-    def wishes(self) -> tuple[bool, bool]:
-        """Is it time for a checkpoint, and does somebody want in?"""
-        ...
-
-    def agree(self, given: Sequence[Given], *, fence: bool) -> Awaitable[Closing]:
-        """Begin to make each a mean over agents; await it to learn how that ended."""
-        ...
-
-    def mix(self, part: int, x: Tensor, clock: int) -> Awaitable[bool]:
-        """Begin to mix ``x`` in place; await whether that came about."""
-        ...
-
-    def closed(self, closing: Closing, *, save: bool, but: int) -> None:
-        """An agreement ended: all that was drawn before is trained, but the last ``but`` batches."""
-        ...
 
 
 @dataclass(slots=True)
@@ -106,7 +60,7 @@ class Loose:
     """One group of drifts, exchanged as ``strategy`` says. Every coroutine runs with gradients off.
 
     Args:
-        notice: two tensors of :data:`NOTICE` elements: what is given, and where its mean comes.
+        notice: two tensors of :data:`~stretto.notices.NOTICE` elements: what is given, and where its mean comes.
         late: we are new: our first turn is a whole agreement, which gives us what the others have.
     """
 
@@ -238,8 +192,7 @@ class Loose:
 
     def _give(self, parts: Sequence[int], *, fence: bool) -> Awaitable[Closing]:
         flat, mean = self._notice
-        save, door = self._wire.wishes()
-        flat.copy_(torch.tensor([1.0, save, door, 0.0]))
+        noticed(flat, self._wire.wishes())
         buckets = self.drifts.buckets
         given = [Given(len(buckets), flat, mean)] + [Given(p, buckets[p].flat, buckets[p].mean) for p in parts]
         return self._wire.agree(given, fence=fence)
@@ -283,6 +236,14 @@ class Loose:
             await self._mix(SETTLE, behind=False)
 
     # What others are given, and what is our own
+
+    def shared(self) -> dict[int, Tensor]:
+        """What all have alike in place of a parameter or buffer, by its ``id``."""
+        return self.drifts.shared()
+
+    def state(self) -> list[Any]:
+        """What the outer optimizer remembers, in plain values."""
+        return self.drifts.state()
 
     @torch.no_grad()
     def adopt(self, outers: list[Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stretto.courier import Courier
 from stretto.errors import NonFinite
-from stretto.loose import Given
+from stretto.notices import Given
 from stretto.session import Closing
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class Owner(Protocol):
 
 
 class Wire:
-    """The wire of group ``group``; see :class:`stretto.loose.Wire`."""
+    """The wire of group ``group``; see :class:`stretto.notices.Wire`."""
 
     def __init__(self, owner: Owner, courier: Courier | None, group: int) -> None:
         self._owner, self._courier, self._group = owner, courier, group

@@ -32,6 +32,7 @@ from stretto.membership.effects import (
 )
 from stretto.membership.messages import FOUNDER, Hello, Report, Seat
 from stretto.session import Closing, Session
+from stretto.simulate.delayed import Delayed
 from stretto.simulate.drifts import Drifts
 from stretto.simulate.gradients import Gradients
 from stretto.simulate.port import Port
@@ -96,7 +97,9 @@ class Agent:
         self.label = label
         self.views = Views.agent(self.seat, view, head, size=self.world.size, vote=self.vote)
         uids = tuple(seat.uid for seat in view.seats)
-        kind = Drifts if self.world.strategy.signal == "drift" else Gradients
+        strategy = self.world.strategy
+        steady = Delayed if strategy.landing.behind else Gradients
+        kind = Drifts if strategy.signal == "drift" else steady
         self.trainer = kind(
             self, self.world.strategy, self.world.job, self.world.record, uids, self.uid, self.world.pace
         )

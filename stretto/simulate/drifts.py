@@ -1,180 +1,62 @@
-"""A simulated agent that trains by itself: the real :class:`stretto.loose.Loose`, on a wire in virtual time.
+"""A simulated agent that trains by itself: the real :class:`stretto.loose.Loose`.
 
-It draws from the real :class:`stretto.data.Shard`. Its own optimizer is plain SGD, which remembers nothing, so where
-all agree on everything at once what they did can be computed again from the record.
+Its own optimizer is plain SGD, which remembers nothing, so where all agree on everything at once what they did can be
+computed again from the record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-import msgspec
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stretto.buckets import Room, layouts
-from stretto.data import Shard
-from stretto.data.standing import Standing
+from stretto.buckets import Bucket
 from stretto.drifts import Drifts as Drift
-from stretto.loose import NOTICE, Given, Loose
-from stretto.preparing import named
-from stretto.session import Closing, Layout
-from stretto.simulate.promises import Broken
-from stretto.simulate.task import RATE, Part
-from stretto.simulate.trainer import BUCKETS, Trainer
-
-T = TypeVar("T")
+from stretto.loose import Loose
+from stretto.notices import notices
+from stretto.simulate.task import RATE
+from stretto.simulate.wired import ROOM, Wired
 
 
-class _Coming(Generic[T]):
-    """What is waited for when, and if, somebody awaits it."""
-
-    def __init__(self, wait: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        self._wait = wait
-
-    def __await__(self) -> Generator[Any, None, T]:
-        return self._wait().__await__()
-
-
-class Drifts(Trainer):
-    """The wire is this trainer itself (:class:`stretto.loose.Wire`)."""
+class Drifts(Wired):
+    """Between two agreements its weights are its own; what all share are the anchors."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        job, size = self._job, len(self.uids)
-        self._shard = Shard(
-            torch.arange(job.samples),
-            job.batch_size,
-            epochs=job.epochs,
-            rank=self.rank,
-            size=size,
-            shuffle=False,
-            on_batch=self._weigh,
-            fenced=True,
-            members=self.uids,
-        )
-        self._share = 1.0
-        self._model = nn.ParameterList(self.weights.split(job.sizes))
-        room = Room(lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8))
-        self._drifts = Drift([self._model], self._strategy, room, most=1)
-        self._late = self._process.uid not in self.uids
-        self._ended: tuple[Closing, tuple[Part, ...]] | None = None
+        self._drifts = Drift([self.model], self._strategy, ROOM, most=1)
 
     @property
-    def layouts(self) -> Sequence[Layout]:
-        return [*layouts(self._drifts.buckets, named([self._model])), Layout(0)]
-
-    async def _train(self) -> None:
-        self._drifts.adopt(self._drifts.state())  # weights are now the first agent's
-        notice = torch.zeros(NOTICE)
-        self._loose = loose = Loose(self._strategy, self._drifts, (notice, notice), self, late=self._late)
-        batches = iter(self._shard)
-        while not self.leaving:
-            await self._count(now=self._job.late)
-            batch = next(batches, None)
-            if batch is None:
-                self._check_end()
-                return
-            await self._count(now=not self._job.late)
-            await self._process.sleep(2 * self._pace * self._random.random())
-            self.weights.sub_(self._job.gradient(self.weights, batch.tolist()), alpha=RATE * self._share)
-            await loose.stepped()
-            self._note()
-
-    def _check_end(self) -> None:
-        if not torch.equal(self.weights, self._anchor):
-            raise Broken("all have agreed for the last time, and an agent's weights are others")
-
-    async def _count(self, *, now: bool) -> None:
-        if now and self._job.counts(self._shard.drawn - (not self._job.late)):
-            await self._loose.collect()
-            self._note()
-            await self._mean_of_number()
-
-    def _weigh(self, share: float) -> None:
-        self._share = share
-
-    # The wire
+    def buckets(self) -> Sequence[Bucket]:
+        return self._drifts.buckets
 
     @property
-    def size(self) -> int:
-        return len(self.uids)
-
-    @property
-    def drawn(self) -> int | None:
-        return self._shard.drawn
-
-    @property
-    def ends(self) -> bool:
-        return self._shard.ends
-
-    def wishes(self) -> tuple[bool, bool]:
-        return False, self.held
-
-    def agree(self, given: Sequence[Given], *, fence: bool) -> Awaitable[Closing]:
-        self._note()
-        orders = [
-            self._order("mean", one.flat, group=BUCKETS, bucket=i, of=len(given), fence=fence, part=one.part)
-            for i, one in enumerate(given)
-        ]
-        return _Coming(lambda: self._last(orders))
-
-    async def _last(self, orders: Sequence[int]) -> Closing:
-        closings = [await self._wait(order) for order in orders]
-        return next(closing for closing in closings if closing is not None)
-
-    def mix(self, part: int, x: Tensor, clock: int) -> Awaitable[bool]:
-        order = self._order("mix", x, group=BUCKETS, part=part, clock=clock)
-        return _Coming(lambda: self._mixed(order))
-
-    async def _mixed(self, order: int) -> bool:
-        return await self._wait(order) is None
-
-    def closed(self, closing: Closing, *, save: bool, but: int) -> None:
-        pending = msgspec.convert(self._shard.state(), Standing).pending
-        parts = tuple(
-            Part(uid, handed.deal.epoch, handed.deal.part(handed.step, rank), handed.deal.share(handed.step, rank))
-            for handed in pending[: len(pending) - but]
-            for rank, uid in enumerate(handed.members)
-            if uid in closing.contributors
-        )
-        self._shard.committed(closing.contributors, but=but)
-        self._move(closing)
-        self._ended = closing, parts
-
-    # The record
-
-    def _note(self) -> None:
-        """What ended, and what landed."""
-        if self._ended is not None:
-            (closing, parts), self._ended = self._ended, None
-            who = tuple({part.uid for part in parts})
-            place = self._record.commit(self.place, parts, who, self._anchor, self._remembered())
-            self._applied(closing, place)
-        elif self.place and not self._record.holds(self.place, self._anchor, self._remembered()):
-            self.place = self._record.commit(self.place, (), (), self._anchor, self._remembered())
-
-    @property
-    def _anchor(self) -> Tensor:
+    def agreed(self) -> Tensor:
         shared = self._drifts.shared()
-        return torch.cat([shared[id(p)].flatten() for p in self._model.parameters()])
+        return torch.cat([shared[id(p)].flatten() for p in self.model.parameters()])
 
-    def _remembered(self) -> Tensor:
-        """What the outer optimizer does, in one piece."""
-        states = zip(self._drifts.state(), self._drifts.buckets, strict=True)
+    @property
+    def remembered(self) -> Tensor:
+        states = zip(self._drifts.state(), self.buckets, strict=True)
         return torch.cat([torch.zeros_like(bucket.elements) if x is None else x.flatten() for x, bucket in states])
 
-    def _move(self, closing: Closing | None) -> None:
-        super()._move(closing)
-        if closing is not None and closing.epoch is not None:
-            self._shard.enter(None, self.rank, len(self.uids), members=self.uids)
+    async def _begin(self) -> None:
+        self._drifts.adopt(self._drifts.state())
+        self._loose = Loose(self._strategy, self._drifts, notices(ROOM), self, late=self.late)
+
+    async def _collect(self) -> None:
+        await self._loose.collect()
+
+    async def _step(self, gradient: Tensor) -> None:
+        self.weights.sub_(gradient, alpha=RATE * self._share)
+        await self._loose.stepped()
 
     def _shared(self) -> dict[str, Any]:
-        return {"anchor": self._anchor, "outers": self._drifts.state(), "shard": self._shard.state()}
+        return {"anchor": self.agreed, "outers": self._drifts.state(), "shard": self._shard.state()}
 
     def _adopt(self, tree: dict[str, Any]) -> None:
         self.weights.copy_(tree["anchor"])
         self._shard.adopt(tree["shard"], join=True)
         self._loose.adopt(tree["outers"])
-        self._record.check_healed(self.place, self._anchor, self._remembered())
+        self._record.check_healed(self.place, self.agreed, self.remembered)

@@ -24,6 +24,8 @@ SPAN: Final = 4.0
 _SHORT: Final = {
     "async_easgd": "async_easgd(2, settle=3)",
     "async_gossip": "async_gossip(settle=3)",
+    "delayed": "delayed",
+    "demo": "demo",
     "diloco": "diloco(2)",
     "eager_diloco": "eager_diloco(3)",
     "easgd": "easgd(2)",
@@ -32,6 +34,7 @@ _SHORT: Final = {
     "local_sgd": "local_sgd(3)",
     "noloco": "noloco(2, settle=3)",
     "post_local_sgd": "post_local_sgd(2, 3)",
+    "sparse_loco": "sparse_loco(2, 0.3)",
     "push_sum": "push_sum(random_push, settle=3)",
     "streaming_diloco": "streaming_diloco(4, 2, 2)",
 }

@@ -224,7 +224,8 @@ class World:
         for agent in self.agents:
             if agent.finished and agent.trainer is not None and agent.trainer.place not in ("", *way):
                 self.torn += 1
-                if self.record.before(agent.trainer.place) not in way:
+                before = self.record.before(agent.trainer.place)  # (what a step agreed on and what it led to are two)
+                if before not in way and self.record.before(before) not in way:
                     raise Broken(f"{agent} has left with weights that the others never had")
 
     def _obstacle(self) -> str:

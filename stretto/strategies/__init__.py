@@ -2,6 +2,7 @@
 
 from stretto.strategies.allreduce import allreduce
 from stretto.strategies.async_gossip import async_gossip
+from stretto.strategies.delayed import delayed
 from stretto.strategies.demo import demo
 from stretto.strategies.diloco import diloco
 from stretto.strategies.eager_diloco import eager_diloco
@@ -18,6 +19,7 @@ __all__ = [
     "allreduce",
     "async_easgd",
     "async_gossip",
+    "delayed",
     "demo",
     "diloco",
     "eager_diloco",
