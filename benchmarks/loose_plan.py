@@ -106,7 +106,7 @@ CONTENDERS = (
         outers=(0.7, 0.4, 1.0),
         ours=True,
     ),
-    Contender(name="diloco int4", strategy="diloco({every}, outer_lr={outer}, codec=int4)", outers=(0.7, 0.4, 1.0)),
+    Contender(name="diloco int4", strategy="diloco({every}, outer_lr={outer}, codec=int4)", outers=(0.7,)),
 )
 
 

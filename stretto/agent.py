@@ -11,9 +11,8 @@ from __future__ import annotations
 import atexit
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -22,28 +21,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stretto import state, strategies
-from stretto.buckets import BufferRule, Room, layouts
+from stretto.buckets import BufferRule
 from stretto.checkpoint import Keep
 from stretto.core import Epoch, Member, Network, Strategy
 from stretto.courier import Courier, Place
 from stretto.data import Shard
-from stretto.delayed import Delayed
-from stretto.drifts import Drifts
-from stretto.errors import NonFinite, UsageError
-from stretto.gradients import Gradients, Send, Wait
+from stretto.groups import Groups
 from stretto.holdings import Holdings
 from stretto.keeping import Keeping
 from stretto.ledger import shares_of
-from stretto.loose import Loose
-from stretto.notices import notices
 from stretto.pace import Pace
-from stretto.preparing import check, check_names, check_native, describe, is_native, named, spread
+from stretto.preparing import check, check_names, check_native, describe, spread
 from stretto.report import Report
 from stretto.saving import EVERY, Saver
-from stretto.session import Closing, Layout, epoch_of
+from stretto.session import Closing, epoch_of
 from stretto.text import coerce
 from stretto.trace import Trace
-from stretto.wire import Wire, finish
+from stretto.wire import finish
 
 _NUMBERS = -1
 _FINEST = 16
@@ -80,12 +74,9 @@ class Agent:
         self._keeping = Keeping(
             saver, self._holds, self._courier, self.label, lambda: (self.epoch, self.rank), self.trace, _say
         )
-        self._groups: list[Gradients | Delayed | Drifts] = []
-        self._late = place is not None and uid not in self.epoch.uids
-        self._turns: deque[Gradients] = deque()
+        late = place is not None and uid not in self.epoch.uids
+        self._groups = Groups(self, self._courier, self._holds, late=late)
         self._paces: dict[int, Pace] = {}
-        self._fence = True
-        self._in_fence = False
         self._begin = time.monotonic()
         if self._courier is not None:
             self._courier.keep(self)
@@ -122,52 +113,11 @@ class Agent:
             self._holds.network = self._courier.measure()
             spread(models, self._courier.scratch, self._courier.broadcast)
             self._courier.agree("the weights after the first agent sent its own", self.digest())
-        self._exchange_by(chosen, models, [o for o in objects if not isinstance(o, nn.Module)], buffers)
+        others = [o for o in objects if not isinstance(o, nn.Module)]
+        self._holds.stateful += others
+        self._groups.add(chosen, models, others, buffers)
         self.trace.event("prepare", strategy=str(chosen), buffers=buffers, digest=self.digest())
         return objects[0] if len(objects) == 1 else objects
-
-    def _exchange_by(self, chosen: Strategy, models: list[nn.Module], others: list[Any], buffers: BufferRule) -> None:
-        """Another group of buckets: gradients, or the drift of weights."""
-        self._holds.stateful += others
-        courier, group = self._courier, len(self._groups)
-        steady = chosen.signal == "gradient" and not chosen.landing.behind
-        if self._holds.loose is not None or (not steady and self._groups):
-            raise UsageError(
-                f"{chosen}: what is exchanged beside training is prepared once: give prepare() all at once"
-            )
-        if courier is None and steady:
-            return
-        allocate = courier.allocate if courier is not None else lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8)
-        apart = courier is not None and courier.apart
-        room = Room(allocate, apart=apart, buffers=buffers, leads=lambda: self.rank == 0)
-        if steady:
-            send = self._sender(group)
-            made = Gradients(models, room, send, closed=self._closed, wishes=self.wishes, turns=self._turns)
-            self._groups.append(made)
-            lies = layouts(made.buckets, named(models))
-        else:
-            found = self._beside(chosen, models, others, room, Wire(self, courier, group))
-            self._groups.append(found)
-            lies = [*layouts(found.buckets, named(models)), Layout(0)]
-        if courier is not None:
-            courier.use(group, str(chosen), lies, native=courier.apart and is_native(chosen))
-
-    def _beside(
-        self, chosen: Strategy, models: list[nn.Module], others: list[Any], room: Room, wire: Wire
-    ) -> Drifts | Delayed:
-        """What is exchanged while training goes on."""
-        holds, late, notice = self._holds, self._late, notices(room)
-        if chosen.signal == "gradient":
-            holds.loose = delayed = Delayed(
-                models, room, notice, wire, late=late, begun=lambda one: finish(one.exchange())
-            )
-            return delayed
-        drifts = Drifts(models, chosen, room)
-        holds.local = [o for o in others if isinstance(o, Optimizer | torch.amp.GradScaler)]
-        holds.loose = loose = Loose(chosen, drifts, notice, wire, late=late)
-        for optimizer in [o for o in others if isinstance(o, Optimizer)][-1:]:
-            optimizer.register_step_post_hook(lambda *_: finish(loose.stepped()))
-        return drifts
 
     def shard(
         self,
@@ -197,7 +147,7 @@ class Agent:
         pace = Pace() if balance and self._courier is not None else None
 
         def drawn(share: float) -> None:
-            self._fence = True
+            self._groups.drew()
             self.weigh(share)
             if pace is not None and self._courier is not None:
                 pace.drawn(share, self._courier.waited)
@@ -225,7 +175,7 @@ class Agent:
         self._holds.shards.append(shard)
         if pace is not None:
             self._paces[id(shard)] = pace
-        self._fence = False
+        self._groups.dealt()
         return shard
 
     def checkpoint(self, place: str, every: float = EVERY, keep: Keep = Keep()) -> bool:  # noqa: B008
@@ -248,16 +198,11 @@ class Agent:
 
     def weigh(self, share: float) -> None:
         """Let the gradients of the next backward count ``share`` times (1 is an equal part). ``shard`` calls it."""
-        for group in self._groups:
-            group.weight = share
+        self._groups.weigh(share)
 
-    @contextmanager
-    def accumulate(self) -> Iterator[None]:
+    def accumulate(self) -> AbstractContextManager[None]:
         """Inside, ``backward()`` only adds gradients up; the next one outside exchanges the sum."""
-        with ExitStack() as stack:
-            for group in self._groups:
-                stack.enter_context(group.accumulate())
-            yield
+        return self._groups.accumulate()
 
     def mean(self, value: float) -> float:
         """The mean of ``value`` over agents, the same bits everywhere. All agents call it, between the same two steps.
@@ -349,13 +294,13 @@ class Agent:
         drawn = self._holds.drawn
         self._commit(closing, steps=1 if drawn is None else drawn - but - self._holds.steps, but=but)
 
-    def _closed(self, closing: Closing, wished: bool) -> None:
-        """A backward's round has ended; maybe the first since a batch was drawn."""
+    def closed(self, closing: Closing, *, save: bool, fence: bool) -> None:
+        """A backward's round has ended; ``fence``: the first since a batch was drawn."""
         if closing.alone:
             return
-        if wished:
+        if save:
             self._keeping.wish()
-        if self._in_fence:
+        if fence:
             self._commit(closing, steps=1, but=0)
         else:
             self.moved(closing)
@@ -433,22 +378,6 @@ class Agent:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._go(failed=error is not None)
-
-    def _sender(self, group: int) -> Send:
-        def send(bucket: int, of: int, x: Tensor, mean: Tensor) -> Wait:
-            assert self._courier is not None
-            if bucket == 0:
-                self._in_fence, self._fence = self._fence, not self._holds.shards
-            wait = self._courier.mean(group, x, mean, bucket=bucket, of=of, fence=self._in_fence)
-            return lambda: self._at_step(wait)
-
-        return send
-
-    def _at_step(self, wait: Wait) -> Closing | None:
-        try:
-            return wait()
-        except NonFinite as e:
-            raise NonFinite(f"step {self.steps + 1}: {e}") from None
 
 
 def _say(text: str) -> None:

@@ -78,10 +78,7 @@ class Wire:
         return _Now(self._courier.mix(self._group, x, part=part, clock=clock))
 
     def _ended(self, waits: Sequence[Callable[[], Closing | None]]) -> Closing:
-        try:
-            closings = [wait() for wait in waits]
-        except NonFinite as e:
-            raise NonFinite(f"step {self._owner.steps + 1}: {e}") from None
+        closings = [at_step(self._owner.steps, wait) for wait in waits]
         return next(closing for closing in closings if closing is not None)
 
 
@@ -94,6 +91,14 @@ class _Now(Generic[T]):
     def __await__(self) -> Generator[None, None, T]:
         yield from ()
         return self._wait()
+
+
+def at_step(steps: int, wait: Callable[[], T]) -> T:
+    """Say at which step numbers were not finite."""
+    try:
+        return wait()
+    except NonFinite as e:
+        raise NonFinite(f"step {steps + 1}: {e}") from None
 
 
 def finish(work: Coroutine[Any, Any, T]) -> T:

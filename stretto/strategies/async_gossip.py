@@ -46,6 +46,6 @@ def async_gossip(every: int = 1, *, settle: int = 16, codec: Codec | str = Ident
         codec=wire,
         outer=Mean(),
         landing=Replace(settle // 2),
-        beside=Beside(Every(every), Pairs()),
+        beside=Beside(Every(every), Pairs(), behind=True),
         text=written,
     )

@@ -101,6 +101,6 @@ def async_easgd(
         codec=wire,
         outer=Mean(),
         landing=Replace(settle // 2),
-        beside=Beside(Every(every), Elastic(alpha)),
+        beside=Beside(Every(every), Elastic(alpha), behind=True),
         text=written,
     )

@@ -1,0 +1,134 @@
+"""What one agent exchanges: a group of buckets for each ``prepare()``, in the way that its strategy asks for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stretto.buckets import BufferRule, Room, layouts
+from stretto.core import Strategy
+from stretto.courier import Courier
+from stretto.delayed import Delayed
+from stretto.drifts import Drifts
+from stretto.errors import UsageError
+from stretto.gradients import Gradients, Send, Wait
+from stretto.holdings import Holdings
+from stretto.loose import Loose
+from stretto.notices import notices
+from stretto.preparing import is_native, named
+from stretto.session import Closing, Layout
+from stretto.wire import Owner as Wired
+from stretto.wire import Wire, at_step, finish
+
+
+class Owner(Wired, Protocol):
+    """Whose groups these are."""
+
+    @property
+    def rank(self) -> int: ...
+    def closed(self, closing: Closing, *, save: bool, fence: bool) -> None: ...
+
+
+class Groups:
+    """``late``: we came when others were training."""
+
+    def __init__(self, owner: Owner, courier: Courier | None, holds: Holdings, *, late: bool) -> None:
+        self._owner, self._courier, self._holds, self._late = owner, courier, holds, late
+        self._groups: list[Gradients | Delayed | Drifts] = []
+        self._turns: deque[Gradients] = deque()
+        self._fence = True
+        self._in_fence = False
+
+    def add(self, chosen: Strategy, models: list[nn.Module], others: list[Any], buffers: BufferRule) -> None:
+        """Exchange ``models`` as ``chosen`` says; ``others`` were prepared with them.
+
+        Raises:
+            UsageError: it is not the first, and one of them is exchanged beside training.
+        """
+        courier, group = self._courier, len(self._groups)
+        steady = chosen.signal == "gradient" and not chosen.landing.behind
+        if self._holds.loose is not None or (not steady and self._groups):
+            raise UsageError(
+                f"{chosen}: what is exchanged beside training is prepared once: give prepare() all at once"
+            )
+        if courier is None and steady:
+            return
+        room = Room(
+            courier.allocate if courier is not None else _allocate,
+            apart=courier is not None and courier.apart,
+            buffers=buffers,
+            leads=lambda: self._owner.rank == 0,
+        )
+        made = self._steady(models, room) if steady else self._beside(chosen, models, others, room)
+        self._groups.append(made)
+        if courier is not None:
+            lies = [*layouts(made.buckets, named(models)), *([] if steady else [Layout(0)])]
+            courier.use(group, str(chosen), lies, native=courier.apart and is_native(chosen))
+
+    def weigh(self, share: float) -> None:
+        """The next gradients count ``share`` times."""
+        for group in self._groups:
+            group.weight = share
+
+    def dealt(self) -> None:
+        """Batches are dealt from now on: no round is a fence before one is drawn."""
+        self._fence = False
+
+    def drew(self) -> None:
+        """A batch was drawn: the next round is a fence."""
+        self._fence = True
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Inside, backward only adds up."""
+        with ExitStack() as stack:
+            for group in self._groups:
+                stack.enter_context(group.accumulate())
+            yield
+
+    def _steady(self, models: list[nn.Module], room: Room) -> Gradients:
+        """Gradients, after every backward."""
+        owner = self._owner
+
+        def closed(closing: Closing, wished: bool) -> None:
+            owner.closed(closing, save=wished, fence=self._in_fence)
+
+        return Gradients(
+            models, room, self._sender(len(self._groups)), closed=closed, wishes=owner.wishes, turns=self._turns
+        )
+
+    def _beside(self, chosen: Strategy, models: list[nn.Module], others: list[Any], room: Room) -> Drifts | Delayed:
+        """What is exchanged while training goes on."""
+        holds, late, notice = self._holds, self._late, notices(room)
+        wire = Wire(self._owner, self._courier, len(self._groups))
+        if chosen.signal == "gradient":
+            holds.loose = delayed = Delayed(
+                models, room, notice, wire, late=late, begun=lambda one: finish(one.exchange())
+            )
+            return delayed
+        drifts = Drifts(models, chosen, room)
+        holds.local = [o for o in others if isinstance(o, Optimizer | torch.amp.GradScaler)]
+        holds.loose = loose = Loose(chosen, drifts, notice, wire, late=late)
+        for optimizer in [o for o in others if isinstance(o, Optimizer)][-1:]:
+            optimizer.register_step_post_hook(lambda *_: finish(loose.stepped()))
+        return drifts
+
+    def _sender(self, group: int) -> Send:
+        def send(bucket: int, of: int, x: Tensor, mean: Tensor) -> Wait:
+            assert self._courier is not None
+            if bucket == 0:
+                self._in_fence, self._fence = self._fence, not self._holds.shards
+            wait = self._courier.mean(group, x, mean, bucket=bucket, of=of, fence=self._in_fence)
+            return lambda: at_step(self._owner.steps, wait)
+
+        return send
+
+
+def _allocate(nbytes: int) -> Tensor:
+    return torch.zeros(nbytes, dtype=torch.uint8)
