@@ -28,7 +28,8 @@ def easgd(
 
     Both start from where the other was before. The paper's rho is alpha / lr; but a strategy knows no learning rate,
     which changes by the step and under Adam is none, so the product is the parameter, as it is what the paper tunes:
-    beta = 0.9, and alpha = beta / agents. With alpha = beta = 1 it is ``local_sgd``, but for what is trained meanwhile.
+    beta = 0.9, and alpha = beta / agents. With alpha = beta = 1 they change places: the centre becomes the mean of all,
+    and each agent goes on from where the centre was.
 
     Sent: the drift from the centre, by an all-reduce of all agents, who wait for each other. Stale by nothing.
 
