@@ -101,7 +101,7 @@ class Loose:
         if step <= self._done:
             return
         self._done, self._alike = step, False
-        if self._flight is not None and step - self._flight.since >= max(1, strategy.landing.behind):
+        if self._lands(step):
             await self._land()
         due, last = strategy.schedule.due(step - 1), self._wire.ends
         if self._whole_next or last or (due and self._waits):
@@ -120,6 +120,11 @@ class Loose:
             self._heard(closing, max(0, self._number() - flight.upto))
 
     # Agreements
+
+    def _lands(self, step: int) -> bool:
+        """Is it time for what is under way? (Where agents restart from it, what they trained must leave first.)"""
+        landing, flight = self._strategy.landing, self._flight
+        return not isinstance(landing, Restart) and flight is not None and step - flight.since >= max(1, landing.behind)
 
     @property
     def _waits(self) -> bool:
