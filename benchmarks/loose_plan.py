@@ -94,7 +94,7 @@ INFINITE = Network(name="infinite", about="no network: one machine")
 NETWORKS = (
     INFINITE,
     Network(name="1gbit", about="1 gbit, 0.2 ms", rate="1gbit", delay="200us"),
-    Network(name="100mbit", about="100 mbit, 5 ms", rate="100mbit", delay="5ms", whole=1),
+    Network(name="100mbit", about="100 mbit, 5 ms", rate="100mbit", delay="5ms", whole=0),
     Network(name="20mbit", about="20 mbit, 40 ms", rate="20mbit", delay="40ms", whole=0),
     Network(name="lossy", about="10 mbit, 50 ms, 1 % loss", rate="10mbit", delay="50ms", loss="1%", whole=0),
 )
