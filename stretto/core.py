@@ -365,8 +365,13 @@ class Landing(Protocol):
         """Steps that agents train on while it is under way."""
         ...
 
-    def land(self, own: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """This agent's new weights: of its ``own``, and of what all agreed on ``before`` and ``after`` this time."""
+    def land(self, own: Tensor, left: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """This agent's new weights.
+
+        Args:
+            own, left: its own weights now, and those whose drift was sent.
+            before, after: what all agreed on, the last time and this time.
+        """
         ...
 
 

@@ -59,6 +59,7 @@ class Drifts:
         self.weight = 1.0
         self._anchors = [[p.detach().clone() for p in bucket.parameters] for bucket in self.buckets]
         self._bases: dict[int, list[Tensor]] = {}
+        self._left: dict[int, list[Tensor]] = {}
         self._agreed = [b.clone() for b in self._buffers()]
         self._outers = [self._outer.init(bucket.elements) for bucket in self.buckets]
         for bucket in self.buckets:
@@ -69,6 +70,8 @@ class Drifts:
         """Put the drift of bucket ``part``, and what rides along, where it leaves from."""
         bucket = self.buckets[part]
         self._write(part)
+        if self._landing.behind:
+            self._left[part] = [p.detach().clone() for p in bucket.parameters]
         self._passengers.board(bucket.passengers)
         bucket.weigh(1.0)
 
@@ -82,8 +85,9 @@ class Drifts:
         """
         landing = _LEAP if leap else self._landing
         self._bases.pop(part, None)
-        for p, anchor, after in self._agree(part, closing, step):
-            p.copy_(landing.land(p, anchor, after))
+        left = self._left.pop(part, self.buckets[part].parameters)
+        for (p, anchor, after), then in zip(self._agree(part, closing, step), left, strict=True):
+            p.copy_(landing.land(p, then, anchor, after))
             anchor.copy_(after)
 
     def restart(self, part: int, closing: Closing | None, step: int, guess: float) -> None:
@@ -153,17 +157,19 @@ class Drifts:
             for p, anchor in zip(bucket.parameters, anchors, strict=True):
                 anchor.copy_(p)
         self._bases.clear()
+        self._left.clear()
         self.settle()
         self._outers = [x.clone() if isinstance(x, Tensor) else x for x in outers]
 
     # What is our own
 
     def own(self) -> dict[str, Any]:
-        """Our weights and buffers, and where our drifts are counted from, in plain values."""
+        """Our weights and buffers, those whose drifts left, and where these are counted from, in plain values."""
         return {
             "weights": [[p.detach() for p in bucket.parameters] for bucket in self.buckets],
             "buffers": list(self._buffers()),
             "bases": [[part, bases] for part, bases in sorted(self._bases.items())],
+            "left": [[part, left] for part, left in sorted(self._left.items())],
         }
 
     def become_own(self, own: dict[str, Any]) -> None:
@@ -172,7 +178,9 @@ class Drifts:
                 p.copy_(x)
         for b, x in zip(self._buffers(), own["buffers"], strict=True):
             b.copy_(x)
-        self._bases = {part: [x.clone() for x in bases] for part, bases in own["bases"]}
+        self._bases, self._left = (
+            {part: [x.clone() for x in found] for part, found in own[name]} for name in ("bases", "left")
+        )
 
     def _write(self, part: int) -> None:
         bucket = self.buckets[part]

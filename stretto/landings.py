@@ -26,8 +26,23 @@ class Replace:
     def __post_init__(self) -> None:
         _steps(self, self.behind)
 
-    def land(self, own: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    def land(self, own: Tensor, left: Tensor, before: Tensor, after: Tensor) -> Tensor:
         return after
+
+
+@named("carry", kind="landing")
+@dataclass(frozen=True)
+class Carry:
+    """It takes the place of what was sent; what agents trained meanwhile is carried over, and sent the next time."""
+
+    behind: int = 0
+    kind: ClassVar[str] = "landing"
+
+    def __post_init__(self) -> None:
+        _steps(self, self.behind)
+
+    def land(self, own: Tensor, left: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        return own + (after - left) if self.behind else after
 
 
 @named("mix", kind="landing")
@@ -47,7 +62,7 @@ class Mix:
         if not 0 <= self.own < 1:
             raise UsageError(f"{self}: own must be from 0 to below 1; 0.5 is usual")
 
-    def land(self, own: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    def land(self, own: Tensor, left: Tensor, before: Tensor, after: Tensor) -> Tensor:
         return after.lerp(own, self.own)
 
 
@@ -68,7 +83,7 @@ class Pull:
         if not 0 < self.strength <= 1:
             raise UsageError(f"{self}: strength must be above 0 and at most 1; 0.1 is usual")
 
-    def land(self, own: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    def land(self, own: Tensor, left: Tensor, before: Tensor, after: Tensor) -> Tensor:
         return own.lerp(before, self.strength)
 
 
@@ -95,7 +110,7 @@ class Restart:
         if not 0 <= self.guess <= 1:
             raise UsageError(f"{self}: guess must be from 0 to 1; 1 takes all of one's own part")
 
-    def land(self, own: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    def land(self, own: Tensor, left: Tensor, before: Tensor, after: Tensor) -> Tensor:
         return after
 
 

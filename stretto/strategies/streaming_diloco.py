@@ -6,7 +6,7 @@ from stretto.codecs.identity import Identity
 from stretto.core import Codec, Strategy, Topology
 from stretto.errors import UsageError
 from stretto.exchanges.allreduce import AllReduce
-from stretto.landings import Mix
+from stretto.landings import Carry, Mix
 from stretto.outers import Nesterov
 from stretto.schedules import Staggered
 from stretto.text import call_text, coerce, named
@@ -18,7 +18,7 @@ def streaming_diloco(
     every: int = 64,
     fragments: int = 4,
     overlap: int = 1,
-    mix: float = 0.5,
+    mix: float | None = None,
     *,
     outer_lr: float = 0.7,
     outer_momentum: float = 0.9,
@@ -27,9 +27,11 @@ def streaming_diloco(
 ) -> Strategy:
     """As ``diloco``, but by ``fragments`` of the parameters, one after another, each sent while agents train on.
 
-    Each fragment is exchanged every ``every`` batches; what comes back lands ``overlap`` batches after it was sent, and
-    ``mix`` of an agent's own weights remains then. The peak of bytes is divided by the fragments, and the network has
-    ``overlap`` steps' time for each. With one fragment, ``overlap=0`` and ``mix=0`` it is ``diloco``.
+    Each fragment is exchanged every ``every`` batches; what comes back lands ``overlap`` batches after it was sent.
+    What an agent trained meanwhile is carried over, and sent the next time; in the paper, and here with a number for
+    ``mix``, that part of an agent's own weights remains instead (0.5 there). The peak of bytes is divided by the
+    fragments, and the network has ``overlap`` steps' time for each. With one fragment and ``overlap=0`` it is
+    ``diloco``.
 
     A death costs what the dead had trained since its oldest fragment was exchanged, at most ``every`` batches: these
     samples are trained by others, and may then be twice in some fragments. Survivors lose nothing. A newcomer comes in
@@ -49,7 +51,7 @@ def streaming_diloco(
     rates = {"outer_lr": outer_lr, "outer_momentum": outer_momentum}
     values = {"every": every, "fragments": fragments, "overlap": overlap, "mix": mix, **rates}
     text = call_text(streaming_diloco, {**values, "topology": along, "codec": wire})
-    schedule, landing = Staggered(every, fragments), Mix(mix, overlap)
+    schedule, landing = Staggered(every, fragments), Carry(overlap) if mix is None else Mix(mix, overlap)
     if overlap > every // fragments:
         raise UsageError(
             f"{text}: overlap={overlap} is longer than the {every // fragments} steps between two fragments: "
