@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stretto.strategies import allreduce as allreduce
     from stretto.strategies import async_easgd as async_easgd
     from stretto.strategies import async_gossip as async_gossip
+    from stretto.strategies import decoupled_diloco as decoupled_diloco
     from stretto.strategies import demo as demo
     from stretto.strategies import diloco as diloco
     from stretto.strategies import easgd as easgd
@@ -35,6 +36,7 @@ _HOMES = {
     "allreduce": "stretto.strategies",
     "async_easgd": "stretto.strategies",
     "async_gossip": "stretto.strategies",
+    "decoupled_diloco": "stretto.strategies",
     "demo": "stretto.strategies",
     "diloco": "stretto.strategies",
     "easgd": "stretto.strategies",
@@ -52,6 +54,7 @@ __all__ = [
     "allreduce",
     "async_easgd",
     "async_gossip",
+    "decoupled_diloco",
     "demo",
     "diloco",
     "easgd",

@@ -12,6 +12,7 @@ from stretto.exchanges.narrow import Narrow
 from stretto.exchanges.noloco import NoLoCo
 from stretto.exchanges.pairs import Pairs
 from stretto.exchanges.push_sum import PushSum
+from stretto.exchanges.quorum import Quorum
 from stretto.exchanges.within import Within
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Offer",
     "Pairs",
     "PushSum",
+    "Quorum",
     "Within",
     "agree",
     "broadcast",

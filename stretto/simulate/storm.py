@@ -24,6 +24,7 @@ SPAN: Final = 4.0
 _SHORT: Final = {
     "async_easgd": "async_easgd(2, settle=3)",
     "async_gossip": "async_gossip(settle=3)",
+    "decoupled_diloco": "decoupled_diloco(2, settle=4)",
     "delayed": "delayed",
     "demo": "demo",
     "diloco": "diloco(2)",

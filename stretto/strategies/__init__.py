@@ -2,6 +2,7 @@
 
 from stretto.strategies.allreduce import allreduce
 from stretto.strategies.async_gossip import async_gossip
+from stretto.strategies.decoupled_diloco import decoupled_diloco
 from stretto.strategies.delayed import delayed
 from stretto.strategies.demo import demo
 from stretto.strategies.diloco import diloco
@@ -19,6 +20,7 @@ __all__ = [
     "allreduce",
     "async_easgd",
     "async_gossip",
+    "decoupled_diloco",
     "delayed",
     "demo",
     "diloco",
