@@ -85,7 +85,7 @@ class Quorum:
         state = _state(link, codec, cell)
         state["visits"] += 1
         state["settled"] = False
-        out = x - state["base"]
+        out: Tensor = x - state["base"]
         parts = enumerate(_parts(link, cell))
         await link.together(*(self._visit(link, out[p.start : p.stop], p, i, codec, cell) for i, p in parts))
         await self._own(link, out, state)
