@@ -79,6 +79,7 @@ def test_post_local_sgd_is_all_reduce_up_to_its_start() -> None:
         "async_gossip(settle=4)",
         "easgd(3)",
         "async_easgd(2, settle=4)",
+        "decoupled_diloco(2, settle=4)",
         "noloco(3, settle=4)",
     ],
 )
