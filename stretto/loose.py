@@ -266,10 +266,12 @@ class Loose:
         flight = self._flight
         if self._alike and flight is None and self._strategy.beside is None:
             return None
+        beside = self._strategy.beside
+        served = beside is not None and isinstance(beside.mixing, Served)  # others' cells are saved at other moments
         return {
             "drifts": self.drifts.own(),
             "agreed": self._agreed,
-            "whole_next": self._whole_next,
+            "whole_next": self._whole_next or served,
             "flight": self._as_plain(flight) if flight is not None else None,
         }
 

@@ -123,6 +123,20 @@ def test_what_goes_on_from_a_checkpoint_goes_on_bit_for_bit(
     assert lives == whole
 
 
+@pytest.mark.parametrize(
+    "strategy", ["async_gossip(settle=4)", "async_easgd(2, settle=4)", "decoupled_diloco(2, settle=4)"]
+)
+def test_where_agents_answer_each_other_all_agree_before_they_go_on_from_a_checkpoint(
+    strategy: str, tmp_path: Path
+) -> None:
+    """What they remember of each other was saved while some were ahead: it fits no more."""
+    place = str(tmp_path / "saved")
+    agents(3, partial(end_early, failed=False), strategy, place, 1000.0, 7)
+    lives = agents(3, train, strategy, 0.9, place)
+    assert all(life["resumed"] and "exactly once" in life["proof"] for life in lives)
+    assert len({life["digest"] for life in lives}) == 1
+
+
 def end_early(agent: Agent, strategy: str, place: str, every: float, steps: int, *, failed: bool) -> None:
     """So many batches; who has ``failed`` saves nothing when it goes."""
     net = model()
