@@ -273,8 +273,8 @@ def test_weights_that_nobody_healed_are_found_out(strategy: Strategy, monkeypatc
 
 def test_who_is_healed_in_the_moment_in_which_its_only_donor_dies_has_the_model() -> None:
     """It had frozen, and reported that it is not healed, an instant before."""
-    struck = [Fault(0.188, "fall", (0,), pieces=1), Fault(0.567, "fall", (1,), pieces=4), Fault(0.589, "restart", (0,))]
-    assert play(426, parse("diloco(2)", "strategy"), 2, struck).outcome == "ended"
+    struck = [Fault(0.188, "fall", (0,), pieces=1), Fault(0.4, "restart", (0,)), Fault(0.5078, "kill", (1,))]
+    assert play(22, parse("diloco(2)", "strategy"), 2, struck).outcome == "ended"
 
 
 def test_a_trace_tells_every_event() -> None:
