@@ -147,7 +147,7 @@ class Pair:
             self.line = Line(self.net, self, self.processes[1], self.processes[2])
         return self.line
 
-    def sent(self, uid: int) -> None: ...
+    def sent(self, uid: int, nbytes: int) -> None: ...
 
     def heard(self, line: Line, at: Process, item: Any) -> None:
         self.ports[at.uid].heard(line, 3 - at.uid, item)

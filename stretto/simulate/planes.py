@@ -123,10 +123,11 @@ class Control:
 
 
 class Data:
-    """At most one data connection a pair that is open at both ends."""
+    """At most one data connection a pair that is open at both ends. ``nbytes``: of all tensors that have left."""
 
     def __init__(self, world: World, clock: Clock) -> None:
         self._world, self.clock = world, clock
+        self.nbytes = 0
         self._lines: dict[frozenset[int], Line] = {}
 
     def dial(self, uid: int, peer: int) -> Line | None:
@@ -145,7 +146,8 @@ class Data:
     def between(self, a: int, b: int) -> Line | None:
         return self._lines.get(frozenset((a, b)))
 
-    def sent(self, uid: int) -> None:
+    def sent(self, uid: int, nbytes: int) -> None:
+        self.nbytes += nbytes
         self._world.sent(self._world.by_uid[uid])
 
     def heard(self, line: Line, at: Agent, item: Frame) -> None:

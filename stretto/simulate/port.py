@@ -28,7 +28,7 @@ class Exchanges(Protocol):
     clock: Clock
 
     def dial(self, uid: int, peer: int) -> Line | None: ...
-    def sent(self, uid: int) -> None:
+    def sent(self, uid: int, nbytes: int) -> None:
         """One more piece has left ``uid``."""
         ...
 
@@ -219,7 +219,7 @@ class Port:
         line = self.reach(uid)
         if line is not None:
             line.say(self.owner.uid, frame)
-            self._exchanges.sent(self.owner.uid)
+            self._exchanges.sent(self.owner.uid, sum(x.nbytes for x in frame.payload))
 
     def reach(self, uid: int) -> Line | None:
         line = self.lines.get(uid)

@@ -38,7 +38,7 @@ class Job:
 
     pulls: Tensor
     pulled: Tensor
-    sizes: tuple[int, int]
+    sizes: tuple[int, ...]
     batch_size: int
     epochs: int
     ballast: int
@@ -51,11 +51,15 @@ class Job:
         return len(self.pulls)
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.pulled.dtype
+
+    @property
     def layouts(self) -> list[Layout]:
         """Each bucket holds one parameter, a matrix where that can be."""
         shapes = [(2, n // 2) if n % 2 == 0 else (n,) for n in self.sizes]
         return [
-            Layout(n, (Named(f"layer{i}.weight", s),), "float64")
+            Layout(n, (Named(f"layer{i}.weight", s),), str(self.dtype).removeprefix("torch."))
             for i, (n, s) in enumerate(zip(self.sizes, shapes, strict=True))
         ]
 

@@ -63,11 +63,11 @@ class Trainer(ABC):
         self.uids = uids
         self.place = ""
         self.ended = self.leaving = self.held = False
-        self.weights = torch.rand(sum(job.sizes), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        self.weights = torch.rand(sum(job.sizes), generator=torch.Generator().manual_seed(seed), dtype=job.dtype)
         self._ballast = torch.zeros(job.ballast, dtype=torch.uint8)
-        self._buckets = [torch.zeros(n + 1, dtype=torch.float64) for n in job.sizes]
+        self._buckets = [torch.zeros(n + 1, dtype=job.dtype) for n in job.sizes]
         self._memory: Tensor | None = None
-        self._scratch = torch.zeros(4096, dtype=torch.uint8)
+        self._scratch = torch.zeros(max(4096, self.weights.nbytes), dtype=torch.uint8)
         self._number = self._round = 0
         self._answers: dict[int, Closing | None] = {}
         self._heard: deque[tuple[str, tuple[Any, ...]]] = deque()
@@ -131,7 +131,9 @@ class Trainer(ABC):
             await self._process.sleep(pause * self._random.random())
             torch.mul(piece, weight, out=bucket[:-1])
             bucket[-1] = weight
-            orders.append(self._order("mean", bucket, group=BUCKETS, bucket=number, part=number, of=2, fence=True))
+            orders.append(
+                self._order("mean", bucket, group=BUCKETS, bucket=number, part=number, of=len(pieces), fence=True)
+            )
         closing = [await self._wait(order) for order in orders][-1]
         assert closing is not None
         return closing

@@ -18,7 +18,7 @@ from stretto.simulate.faults import Fault
 from stretto.simulate.lines import SILENCE, Line, Network
 from stretto.simulate.planes import Control, Data
 from stretto.simulate.promises import Broken, Promises
-from stretto.simulate.task import Record, job
+from stretto.simulate.task import Job, Record, job
 
 CALM = 400.0
 """Virtual seconds in which a run must end when nothing goes wrong any more."""
@@ -28,7 +28,10 @@ AGAIN = 3.0
 
 
 class World:
-    """``size`` agents and their coordinator, until all have ended. Everything follows from the arguments."""
+    """``size`` agents and their coordinator, until all have ended. Everything follows from the arguments.
+
+    ``task``: what they train; by default it is drawn.
+    """
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class World:
         size: int,
         faults: Sequence[Fault],
         log: Callable[[str], None] | None = None,
+        task: Job | None = None,
     ) -> None:
         self.random = rng = random.Random(seed)
         self.strategy, self.size, self.faults, self.log = strategy, size, faults, log
@@ -46,7 +50,7 @@ class World:
         self.slow = rng.random() < 0.25
         self.promises = Promises()
         self.control, self.exchanges = Control(self), Data(self, self.clock)
-        self.job = job(rng, 2 if strategy.signal == "gradient" else 3)
+        self.job = task or job(rng, 2 if strategy.signal == "gradient" else 3)
         self.record = Record(self.job)
         self.agents: list[Agent] = []
         self.by_uid: dict[int, Agent] = {}
