@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "Train with several strategies in turn, and put them in one table.",
     "bench": "Measure exchanges against their physical bound and against others.",
     "codecs": "List the codecs: what each saves, loses and is for.",
+    "strategies": "List the strategies: what each sends, when, to whom, and how much.",
     "simulate": "Thousands of runs in virtual time while everything goes wrong.",
     "lab": "A network of hosts on this machine, to run and to break real programs in.",
 }

@@ -21,6 +21,10 @@ def allreduce(*, topology: Topology | str = Auto(), codec: Codec | str = Identit
     A death costs time and nothing else: the step it happens in is applied by all survivors, where together they have
     all of it, or done again by them, from gradients still at hand. The samples of the dead are trained by others.
 
+    Bytes: 2 * (n - 1) / n * S
+
+    When: the network is quick, or every bit of the result counts
+
     >>> str(allreduce(topology="ring"))
     'allreduce(topology=ring)'
 

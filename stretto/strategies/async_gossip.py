@@ -28,6 +28,10 @@ def async_gossip(every: int = 1, *, settle: int = 16, codec: Codec | str = Ident
     settled is trained by others. Averagings fail until survivors settle again, and then agree anew, on the mean of
     theirs; a newcomer begins there.
 
+    Bytes: 2 * S / every
+
+    When: agents are of different speed, and no two shall wait for each other
+
     Lian, Zhang, Zhang, Liu: Asynchronous decentralized parallel SGD, ICML 2018 (arXiv 1710.06952), algorithm 1.
 
     Raises:

@@ -22,6 +22,10 @@ def delayed(strategy: Strategy | str = allreduce(), steps: int = 1) -> Strategy:
     A death costs what it costs in ``strategy``, and no more: the mean under way is applied by all survivors, or done
     again by them. Newcomers come in at a step for which all wait, and which applies two means at once.
 
+    Bytes: 2 * (n - 1) / n * S
+
+    When: an exchange takes about as long as a step, and gradients one step old are borne
+
     Li, Zheng, et al.: Pipe-SGD: a decentralized pipelined SGD framework for distributed deep net training, NeurIPS 2018
     (arXiv 1811.03619), algorithm 1, with K = 2.
 

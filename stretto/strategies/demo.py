@@ -36,6 +36,10 @@ def demo(
     A death costs what ``allreduce`` costs, and the momentum that the dead had not sent yet. When members or the
     strategy change, what survivors hold back is added to their next gradients.
 
+    Bytes: 2 * (n - 1) / n * S
+
+    When: the network is very slow, agents are to be alike at every step, and the run is long
+
     Peng, Quesnelle, Kingma: DeMo: Decoupled Momentum Optimization, 2024 (arXiv 2411.19870), algorithm 1.
 
     Raises:

@@ -28,6 +28,10 @@ def diloco(
     A death costs what the dead had trained since the last exchange: its samples are trained by others. Survivors lose
     nothing. A newcomer begins with the weights and the outer momentum that all share, and with a fresh inner optimizer.
 
+    Bytes: 2 * (n - 1) / n * S / every
+
+    When: the network is slow: try it first, with codec=int4
+
     Douillard et al.: DiLoCo: Distributed Low-Communication Training of Language Models, 2023 (arXiv 2311.08105),
     algorithm 1.
 

@@ -34,6 +34,10 @@ def eager_diloco(
     samples that no agreement has are trained by others. Survivors lose nothing. A newcomer comes in at an agreement
     for which all wait, which the others make when they hear of it.
 
+    Bytes: 2 * (n - 1) / n * S / every
+
+    When: an exchange takes up to a whole round of steps
+
     Kale, Douillard, Donchev: Eager updates for overlapped communication and computation in DiLoCo, 2025 (arXiv
     2502.12996), algorithm 2.
 

@@ -36,6 +36,10 @@ def easgd(
     A death costs what the dead had trained and the centre was not drawn by yet. Its samples are trained by others; the
     survivors keep their weights and their centre. A newcomer begins at the centre.
 
+    Bytes: 2 * (n - 1) / n * S / every
+
+    When: agents shall search apart from each other, around a centre
+
     Zhang, Choromanska, LeCun: Deep learning with Elastic Averaging SGD, NeurIPS 2015 (arXiv 1412.6651), equations 5, 6.
 
     Raises:
@@ -82,6 +86,10 @@ def async_easgd(
     A death costs what the dead had trained and the centre was not drawn by yet. Visits fail until survivors settle
     again: each keeps its own weights; then they agree anew, on the mean of theirs, and the centre, a slice of which is
     lost, begins there. What the dead had trained since they last settled is trained by others.
+
+    Bytes: 2 * (n - 1) / n * S / every
+
+    When: as easgd, among agents of different speed, or where delays vary
 
     Zhang, Choromanska, LeCun: Deep learning with Elastic Averaging SGD, NeurIPS 2015 (arXiv 1412.6651), algorithm 1.
 

@@ -36,6 +36,10 @@ def gossip_sgd(
     others had of it by mixing remains in their weights, and what the dead had of theirs is gone: the mean of the
     weights moves by as much.
 
+    Bytes: k * S / every
+
+    When: there are many agents, or some pairs have no good way between them
+
     Lian et al.: Can decentralized algorithms outperform centralized algorithms?, NeurIPS 2017 (arXiv 1705.09056),
     algorithm 1, whose gradients are taken before mixing, and here after it.
 

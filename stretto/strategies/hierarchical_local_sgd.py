@@ -30,6 +30,10 @@ def hierarchical_local_sgd(
     A death costs the means within its machine until all agree, which is next, and what the dead had trained since all
     last agreed: others train its samples. What its neighbours had of it by their means remains in their weights.
 
+    Bytes: 2 * (m - 1) / m * B / inner + 2 * (n - 1) / n * S / outer
+
+    When: several agents share a machine, and the network between machines is slow
+
     Lin et al.: Don't use large mini-batches, use local SGD, ICLR 2020 (arXiv 1808.07217), hierarchical local SGD.
 
     Raises:

@@ -21,6 +21,10 @@ def local_sgd(every: int = 16, *, topology: Topology | str = Auto(), codec: Code
     A death costs what the dead had trained since the last exchange: its samples are trained by others. Survivors lose
     nothing. A newcomer begins with the weights that all agreed on last, and with a fresh optimizer.
 
+    Bytes: 2 * (n - 1) / n * S / every
+
+    When: the network is slow, and one parameter is all you wish to tune
+
     Stich: Local SGD converges fast and communicates little, ICLR 2019 (arXiv 1805.09767), algorithm 1.
 
     Raises:
@@ -52,7 +56,11 @@ def post_local_sgd(
 ) -> Strategy:
     """The mean of the weights after every batch up to batch ``start``, then as ``local_sgd(every)``.
 
-    A death costs what it costs there.
+    A death costs what it costs in ``local_sgd``.
+
+    Bytes: 2 * (n - 1) / n * S / every
+
+    When: the first steps move much, and what comes after them bears drifting apart
 
     Lin et al.: Don't use large mini-batches, use local SGD, ICLR 2020 (arXiv 1808.07217), section 3.
 

@@ -35,6 +35,10 @@ def noloco(
     Meetings fail until survivors settle again; then they agree anew, on the mean of theirs, and all outer momenta begin
     at zero. What the dead had trained since they last settled is trained by others.
 
+    Bytes: 2 * S / every
+
+    When: there are so many agents that an agreement of all takes too long
+
     Kolehmainen et al.: NoLoCo: No-all-reduce low communication training method for large models, 2025
     (arXiv 2506.10911), section 3, with the rates of its experiments.
 

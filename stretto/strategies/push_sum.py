@@ -32,6 +32,10 @@ def push_sum(
 
     A death costs what it costs in ``gossip_sgd``; the numbers begin at one again.
 
+    Bytes: k * S / every
+
+    When: as gossip_sgd, where not everybody hears as much as it tells
+
     Assran et al.: Stochastic gradient push for distributed deep learning, ICML 2019 (arXiv 1811.10792), algorithm 1.
 
     Raises:

@@ -38,6 +38,10 @@ def sparse_loco(
     held back of its drifts. Survivors lose nothing. A newcomer begins with the weights that all agreed on last, with
     nothing held back, and with a fresh inner optimizer.
 
+    Bytes: 2 * (n - 1) / n * S / every
+
+    When: the network is so slow that four bits of everything are too many
+
     Sarfi, Thérien, Lidin, Belilovsky: Communication Efficient LLM Pre-training with SparseLoCo, 2025 (arXiv
     2508.15706), algorithm 1.
 

@@ -37,6 +37,10 @@ def streaming_diloco(
     samples are trained by others, and may then be twice in some fragments. Survivors lose nothing. A newcomer comes in
     at an exchange of all fragments at once, which the others make when they hear of it.
 
+    Bytes: 2 * (n - 1) / n * S / every
+
+    When: the network is slow and nobody shall wait for it: with codec=int4
+
     Douillard et al.: Streaming DiLoCo with overlapping communication, 2025 (arXiv 2501.18512), algorithm 2.
 
     Raises:
