@@ -52,7 +52,7 @@ class Around:
             adopt=self._adopt,
             lose=self._give_up,
         )
-        self.mesh = Mesh(self._loop, 0, nowhere, self._switchboard.dial, self._lost)
+        self.mesh = Mesh(self._loop, 0, nowhere, self._switchboard.dial, self._lost, self._switchboard.parted)
         if place.link == "c10d":
             self.mesh = self._meet_by_c10d(place)
         else:
@@ -104,7 +104,6 @@ class Around:
         self.mesh.enter(epoch, rank)
 
     def part(self) -> None:
-        self._switchboard.part()
         self.mesh.part()
 
     def abandon(self) -> None:
@@ -131,7 +130,6 @@ class Around:
 
     def _lost(self, uid: int, why: str, left: bool) -> None:
         """Who has left with a goodbye is missed only when an exchange needs it."""
-        self._switchboard.parted(uid)
         if left:
             self._left[uid] = why
         elif not self.deaf:

@@ -109,15 +109,9 @@ class Switchboard:
         self._loop.watch(listener.fileno(), select.EPOLLIN, ready)
 
     def enter(self, members: tuple[Member, ...]) -> None:
-        """These are the others from now on; who is no more among them may be met anew one day."""
+        """These are the others from now on."""
         with self._lock:
             self._members = {m.uid: m for m in members}
-            self._state = {uid: state for uid, state in self._state.items() if uid in self._members}
-
-    def part(self) -> None:
-        """All connections have been dropped."""
-        with self._lock:
-            self._state.clear()
 
     def parted(self, peer: int) -> None:
         """The connection to ``peer`` has ended: it may be made again."""
@@ -166,7 +160,7 @@ class Switchboard:
             sock.sendall(_KEEP)
         except OSError:
             with self._lock:
-                del self._state[peer]  # it may call again
+                self._state.pop(peer, None)  # it may call again
             raise
         self._hand_over(peer, sock)
 
@@ -181,15 +175,18 @@ class Switchboard:
                     return
                 try:
                     sock = self._connect(address)
-                    self._introduce(peer, sock, address)
-                    return
+                    if self._introduce(peer, sock, address):
+                        return
+                    reasons.append(f"{address}: it takes us for connected, and has not noticed that we are not")
+                    break
                 except (OSError, NetworkError) as e:
                     reasons.append(f"{address}: {e}")
         with self._lock:
-            if self._open:
+            if self._open and self._state.get(peer) == "dialling":
                 self._loop.call(lambda: self._lose(peer, "no address of its answers: " + "; ".join(reasons)))
 
-    def _introduce(self, peer: int, sock: socket.socket, address: str) -> None:
+    def _introduce(self, peer: int, sock: socket.socket, address: str) -> bool:
+        """Whether it keeps this connection: else it should be about to reach us, as long as nothing went wrong."""
         try:
             if sock.family != socket.AF_UNIX and not is_here(split(address)[0]):
                 sock = self._certificate.dial(sock)
@@ -207,6 +204,7 @@ class Switchboard:
             self._hand_over(peer, sock)
         else:
             sock.close()
+        return verdict == _KEEP
 
     def _hand_over(self, peer: int, sock: socket.socket) -> None:
         if sock.family != socket.AF_UNIX:

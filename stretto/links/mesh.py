@@ -36,7 +36,8 @@ class Mesh:
     """This agent's connections.
 
     ``dial(uid)`` starts making the connection to a peer, in the background, and ends in :meth:`adopt` or :meth:`lose`.
-    ``lost(uid, why, left)`` is told once of every member of the epoch that is lost, or has ``left`` with a goodbye.
+    ``lost(uid, why, left)`` is told once of every member of the epoch that is lost, or has ``left`` with a goodbye;
+    ``parted(uid)`` whenever there is no connection any more, so that another may be made.
     """
 
     link_type: type[StreamLink] = StreamLink
@@ -48,10 +49,11 @@ class Mesh:
         epoch: Epoch,
         dial: Callable[[int], None],
         lost: Callable[[int, str, bool], None] = lambda uid, why, left: None,
+        parted: Callable[[int], None] = lambda uid: None,
     ) -> None:
         self.loop = loop
         self.network = Network()
-        self._dial, self._on_lost = dial, lost
+        self._dial, self._on_lost, self._parted = dial, lost, parted
         self._peers: dict[int, Peer] = {}
         self._links: dict[int, StreamLink] = {}
         self._lost: dict[int, PeerLost] = {}
@@ -136,9 +138,12 @@ class Mesh:
         return Connection(self, uid)
 
     def adopt(self, uid: int, sock: socket.socket) -> None:
-        """A proven connection to ``uid`` is there; it may be ahead of us, in an epoch that we do not know yet."""
+        """A proven connection to ``uid`` is there; it may be ahead of us, in an epoch that we do not know yet.
+
+        So one that was lost in this epoch may come: it is taken, for the next.
+        """
         connection = self._peers.setdefault(uid, Connection(self, uid))
-        if not isinstance(connection, Connection) or connection.is_open or uid in self._lost:
+        if not isinstance(connection, Connection) or connection.is_open:
             sock.close()
             return
         connection.open(sock)
@@ -156,6 +161,7 @@ class Mesh:
     def lose(self, uid: int, why: str, left: bool = False) -> None:
         """``uid`` is gone: whoever waits for it learns at once."""
         if uid in self._lost:
+            self._drop(uid, self._lost[uid])
             return
         rank = self.ranks.get(uid)
         if rank is None:
@@ -173,6 +179,7 @@ class Mesh:
         if connection is not None:
             self._count(connection)
             connection.close(error)
+            self._parted(uid)
 
     def _count(self, connection: Peer) -> None:
         for i, n in enumerate((connection.sent, connection.received, *connection.wire_bytes())):

@@ -230,9 +230,8 @@ class Port:
         return line
 
     def heard(self, line: Line, uid: int, frame: Frame) -> None:
-        if self.lines.setdefault(uid, line) is not line or uid in self._lost:
-            if self.lines[uid] is line:
-                del self.lines[uid]
+        """It may be ahead of us, and may have been lost in this epoch."""
+        if self.lines.setdefault(uid, line) is not line:
             line.close(self.owner.uid)
             return
         if frame.number >= self._closed_below:
@@ -248,13 +247,11 @@ class Port:
             self.lose(uid, "it does not answer")
 
     def lose(self, uid: int, why: str) -> None:
-        if uid in self._lost:
-            return
         line = self.lines.pop(uid, None)
         if line is not None:
             line.close(self.owner.uid)
         rank = self.ranks.get(uid)
-        if rank is None:
+        if rank is None or uid in self._lost:
             return
         error = self._lost[uid] = PeerLost(f"agent {self.rank} lost agent {rank}: {why}", rank)
         for link in list(self._links.values()):
