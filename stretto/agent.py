@@ -11,7 +11,7 @@ from __future__ import annotations
 import atexit
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, Self
@@ -26,6 +26,7 @@ from stretto.checkpoint import Keep
 from stretto.core import Epoch, Member, Network, Strategy
 from stretto.courier import Courier, Place
 from stretto.data import Shard
+from stretto.errors import Diverged
 from stretto.groups import Groups
 from stretto.holdings import Holdings
 from stretto.keeping import Keeping
@@ -154,7 +155,7 @@ class Agent:
 
         def draw(end: bool) -> None:
             if self._holds.loose is not None:
-                finish(self._holds.loose.draw(end))
+                self.finish(self._holds.loose.draw(end))
             self._keeping.save_if_due()
 
         shard = Shard(
@@ -342,12 +343,23 @@ class Agent:
     def synchronise(self) -> None:
         """Exchange now what the strategy would exchange later. All agents call it, after the same batch."""
         if self._holds.loose is not None:
-            finish(self._holds.loose.synchronise())
+            self.finish(self._holds.loose.synchronise())
 
     def _collect(self) -> None:
         """One round at a time: what is under way first."""
         if self._holds.loose is not None:
-            finish(self._holds.loose.collect())
+            self.finish(self._holds.loose.collect())
+
+    def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what is due beside training.
+
+        Raises:
+            Diverged: weights are not finite; says where to begin again.
+        """
+        try:
+            finish(work)
+        except Diverged as e:
+            raise self._keeping.diverged(e) from None
 
     def _settle_in(self) -> None:
         """All members of an epoch do this first."""

@@ -75,6 +75,16 @@ class Drifts:
         self._passengers.board(bucket.passengers)
         bucket.weigh(1.0)
 
+    def check(self, parts: Sequence[int]) -> bool:
+        """Is what is to leave finite? If not zeros leave, which every codec can send. Where no part is: are weights?"""
+        if not parts:
+            return all(bool(p.isfinite().all()) for bucket in self.buckets for p in bucket.parameters)
+        fine = all(bool(self.buckets[part].leaving.isfinite().all()) for part in parts)
+        if not fine:
+            for part in parts:
+                self.buckets[part].flat.zero_()
+        return fine
+
     def land(self, part: int, closing: Closing, step: int, *, leap: bool = False) -> None:
         """The mean of bucket ``part`` is there: it moves the anchors, and our weights as the landing says.
 
@@ -191,9 +201,7 @@ class Drifts:
         bucket = self.buckets[part]
         passengers, _ = bucket.settle(closing)
         if not bucket.elements.isfinite().all():
-            raise Diverged(
-                f"after {step} steps the weights' mean drift is not finite: lower the learning rate, or the outer one"
-            )
+            raise diverged(step)
         move, self._outers[part] = self._outer.update(bucket.elements, self._outers[part])
         for p, anchor, piece in zip(bucket.parameters, self._anchors[part], bucket.cut(move), strict=True):
             yield p, anchor, anchor - piece.view_as(anchor)
@@ -209,6 +217,10 @@ class Drifts:
 
     def _scaled(self, gradient: Tensor) -> Tensor | None:
         return gradient * self.weight if self.weight != 1.0 else None
+
+
+def diverged(step: int) -> Diverged:
+    return Diverged(f"after {step} steps weights are not finite: lower the learning rate, or the outer one")
 
 
 def _cut(parameters: Sequence[nn.Parameter], fragments: int, asked: str) -> list[Sequence[nn.Parameter]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -33,6 +33,7 @@ class Owner(Wired, Protocol):
     @property
     def rank(self) -> int: ...
     def closed(self, closing: Closing, *, save: bool, fence: bool) -> None: ...
+    def finish(self, work: Coroutine[Any, Any, None]) -> None: ...
 
 
 class Groups:
@@ -116,7 +117,7 @@ class Groups:
         holds.local = [o for o in others if isinstance(o, Optimizer | torch.amp.GradScaler)]
         holds.loose = loose = Loose(chosen, drifts, notice, wire, late=late)
         for optimizer in [o for o in others if isinstance(o, Optimizer)][-1:]:
-            optimizer.register_step_post_hook(lambda *_: finish(loose.stepped()))
+            optimizer.register_step_post_hook(lambda *_: self._owner.finish(loose.stepped()))
         return drifts
 
     def _sender(self, group: int) -> Send:

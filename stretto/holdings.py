@@ -35,6 +35,13 @@ class Holdings:
         return digest(self.models)
 
     @property
+    def finite(self) -> bool:
+        """Are all weights numbers, this agent's own and those that all share?"""
+        shared = self.loose.shared() if self.loose is not None else {}
+        parameters = (p for model in self.models for p in model.parameters())
+        return all(bool(x.isfinite().all()) for p in parameters for x in (p, shared.get(id(p), p)))
+
+    @property
     def drawn(self) -> int | None:
         """Batches that all have drawn so far; None where nothing is dealt."""
         return self.shards[0].drawn if self.shards else None

@@ -9,6 +9,7 @@ from stretto import state
 from stretto.checkpoint import Keep, rng
 from stretto.core import Epoch
 from stretto.courier import Courier
+from stretto.errors import Diverged
 from stretto.holdings import Holdings
 from stretto.saving import Saver
 from stretto.trace import Trace
@@ -95,6 +96,11 @@ class Keeping:
         if saver is not None and (saver.wanted or (by_clock and saver.due())):
             self._save(saver)
 
+    def diverged(self, error: Diverged) -> Diverged:
+        """The same, with the checkpoint that is to be gone back to."""
+        saver = self._saver
+        return Diverged(f"{error}; {saver.last() if saver is not None else 'no checkpoints were asked for'}")
+
     def close(self, *, failed: bool) -> None:
         """Save a last time, unless all has failed."""
         saver, self._saver = self._saver, None
@@ -110,6 +116,9 @@ class Keeping:
         if self._courier is None:
             holds.steps = max((shard.ledger.steps for shard in holds.shards), default=0)
         local = holds.own()  # (it may wait for a round)
+        if not holds.finite:
+            saver.skip(holds.steps, "weights are not finite")
+            return
         remembered = state.unpack(self._courier.remembered()) if self._courier is not None else {}
         epoch, rank = self._where()
         saver.save(holds.steps, rank, epoch.size, self.tree(), {"codecs": remembered, "local": local})

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from stretto.core import Served, Strategy
-from stretto.drifts import Drifts
+from stretto.drifts import Drifts, diverged
+from stretto.errors import NonFinite
 from stretto.landings import Replace, Restart
 from stretto.notices import Given, Wire, noticed
 from stretto.session import AGREED, SETTLE, Closing
@@ -117,7 +118,7 @@ class Loose:
         flight = self._flight
         if flight is not None and flight.closing is None:
             flight.closing = closing = await flight.coming
-            self._heard(closing, max(0, self._number() - flight.upto))
+            await self._heard(closing, max(0, self._number() - flight.upto))
 
     # Agreements
 
@@ -141,7 +142,7 @@ class Loose:
             for part in parts:
                 self.drifts.leave(part)
         closing = await self._give(parts, fence=fence)
-        self._heard(closing, 0)
+        await self._heard(closing, 0)
         if closing.alone:
             return
         self._whole_next = False
@@ -197,17 +198,24 @@ class Loose:
 
     def _give(self, parts: Sequence[int], *, fence: bool) -> Awaitable[Closing]:
         flat, mean = self._notice
-        noticed(flat, self._wire.wishes())
+        noticed(flat, self._wire.wishes(), lost=not self.drifts.check(parts))
         buckets = self.drifts.buckets
         given = [Given(len(buckets), flat, mean)] + [Given(p, buckets[p].flat, buckets[p].mean) for p in parts]
         return self._wire.agree(given, fence=fence)
 
-    def _heard(self, closing: Closing, but: int) -> None:
-        """How an agreement ended, and what is wished."""
-        _, save, door, _ = self._notice[1].tolist()
+    async def _heard(self, closing: Closing, but: int) -> None:
+        """How an agreement ended, and what is wished.
+
+        Raises:
+            Diverged: somebody's weights are not finite; at all alike, before anything of it lands.
+        """
+        _, save, door, lost = self._notice[1].tolist()
         if closing.alone:
             self._whole_next = True
             return
+        if lost > 0:  # who ends takes its results along: so nobody does before all have heard
+            await self._give([], fence=False)
+            raise diverged(self._number())
         changed = closing.epoch is not None and self._strategy.beside is not None  # what was mixed is uneven now
         self._whole_next |= changed or (door > 0 and not self._waits)
         self._wire.closed(closing, save=save > 0, but=but)
@@ -227,7 +235,11 @@ class Loose:
         """What was mixed becomes ours; where we trained on meanwhile, by what it changed."""
         under_way, self._mixed = self._mixed, []
         for mixed in under_way:
-            if await mixed.coming:
+            try:
+                came = await mixed.coming
+            except NonFinite:
+                raise diverged(self._number()) from None
+            if came:
                 if mixed.was is mixed.x:
                     self.drifts.become(mixed.part, mixed.x)
                 else:

@@ -1,7 +1,7 @@
 """What those need who exchange beside their training: a wire to the others, and notices to tell them what is wished.
 
-The first thing of every agreement is a *notice*: that this agent is there, whether it is time for a checkpoint, and
-whether somebody wants in. Its mean tells all of them of anybody's wish, in the same agreement.
+The first thing of every agreement is a *notice*: that this agent is there, whether it is time for a checkpoint, whether
+somebody wants in, and whether the training is lost. Its mean tells all of it, in the same agreement.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stretto.buckets import Room
 from stretto.session import Closing
 
 NOTICE: Final = 4
-"""Elements of a notice: it was given, a checkpoint is wished, somebody is at the door, nothing."""
+"""Elements of a notice: it was given, a checkpoint is wished, somebody is at the door, weights are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,6 @@ def notices(room: Room) -> tuple[Tensor, Tensor]:
     return memory[:NOTICE], memory[-NOTICE:] if room.apart else memory[:NOTICE]
 
 
-def noticed(flat: Tensor, wishes: tuple[bool, bool]) -> None:
-    """Write a notice: we are there, and wish this."""
-    flat.copy_(torch.tensor([1.0, *wishes, 0.0]))
+def noticed(flat: Tensor, wishes: tuple[bool, bool], *, lost: bool = False) -> None:
+    """Write a notice: we are there, and wish this; ``lost``: we have nothing finite to give."""
+    flat.copy_(torch.tensor([1.0, *wishes, lost]))

@@ -96,6 +96,19 @@ class Saver:
             if self._writer.submit(cut(step, part, parts, shared=flatten(tree), own=ours)):
                 self._saved = step
 
+    def skip(self, step: int, why: str) -> None:
+        """Save nothing this time."""
+        self.wanted, self._last = False, time.monotonic()
+        self._say(f"no checkpoint of step {step} is saved: {why}")
+
+    def last(self) -> str:
+        """The newest checkpoint that is whole, in words, once what we write is written."""
+        self.close()
+        found = Checkpoints(self._place, say=lambda _: None).latest(verify=False)
+        if found is None:
+            return f"there is no checkpoint at {self._place}"
+        return f"the last good checkpoint is of step {found.step}: {self._place}/{found.name}"
+
     def close(self) -> None:
         """Wait for what is being written."""
         if self._writer is not None:

@@ -9,6 +9,7 @@ import msgspec
 import torch
 
 from stretto import workloads
+from stretto.errors import Diverged
 from stretto.launch.join import join
 from stretto.workloads.folder import News, leave_outcome
 from stretto.workloads.result import Job
@@ -40,4 +41,8 @@ def run(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    run(msgspec.json.decode(sys.argv[1], type=Job))
+    try:
+        run(msgspec.json.decode(sys.argv[1], type=Job))
+    except Diverged as e:  # of the rates that were asked for, not of this script
+        print(f"stretto: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
