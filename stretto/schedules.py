@@ -49,7 +49,7 @@ class After:
 
     def __post_init__(self) -> None:
         if not _whole(self.start, 0) or not _whole(self.steps, 1):
-            raise UsageError(f"after({self.start}, {self.steps}): give whole numbers, start from 0 and steps from 1 on")
+            raise UsageError(f"after({self.start}, {self.steps}): start from 0 and steps from 1 on, as after(100, 16)")
 
     def due(self, step: int) -> bool:
         return step < self.start or (step + 1 - self.start) % self.steps == 0
@@ -73,9 +73,13 @@ class Staggered:
     kind: ClassVar[str] = "schedule"
 
     def __post_init__(self) -> None:
-        if not _whole(self.steps, 1) or not _whole(self.fragments, 1) or self.fragments > self.steps:
+        written = f"staggered({self.steps}, {self.fragments})"
+        if not _whole(self.steps, 1):
+            raise UsageError(f"{written}: every={self.steps} must be a whole number of steps from 1 on, like 64")
+        if not _whole(self.fragments, 1) or self.fragments > self.steps:
             raise UsageError(
-                f"staggered({self.steps}, {self.fragments}): give whole numbers, and at most as many fragments as steps"
+                f"{written}: fragments={self.fragments} must be a whole number from 1 to {self.steps}, one a step at "
+                f"most: use fragments={min(4, self.steps)}"
             )
 
     def due(self, step: int) -> bool:
@@ -101,7 +105,7 @@ class Settled:
 
     def __post_init__(self) -> None:
         if not _whole(self.steps, 1):
-            raise UsageError(f"settled({self.steps}): steps must be a whole number from 1 on, like 16")
+            raise UsageError(f"settled({self.steps}): settle={self.steps} must be a whole number from 1 on, like 16")
 
     def due(self, step: int) -> bool:
         return (step + 1) % self.steps == 0

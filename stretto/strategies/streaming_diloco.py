@@ -55,10 +55,10 @@ def streaming_diloco(
     rates = {"outer_lr": outer_lr, "outer_momentum": outer_momentum}
     values = {"every": every, "fragments": fragments, "overlap": overlap, "mix": mix, **rates}
     text = call_text(streaming_diloco, {**values, "topology": along, "codec": wire})
-    schedule, landing = Staggered(every, fragments), Carry(overlap) if mix is None else Mix(mix, overlap)
-    if overlap > every // fragments:
+    schedule = Staggered(every, fragments)
+    if not 0 <= overlap <= every // fragments:
         raise UsageError(
-            f"{text}: overlap={overlap} is longer than the {every // fragments} steps between two fragments: "
+            f"{text}: overlap={overlap} must be from 0 to the {every // fragments} steps between two fragments: "
             f"use overlap={every // fragments} or fewer fragments"
         )
     return Strategy(
@@ -67,6 +67,6 @@ def streaming_diloco(
         exchange=AllReduce(along),
         codec=wire,
         outer=Nesterov(outer_lr, outer_momentum),
-        landing=landing,
+        landing=Carry(overlap) if mix is None else Mix(mix, overlap),
         text=text,
     )
