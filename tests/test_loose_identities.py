@@ -12,13 +12,16 @@ import pytest
 import torch
 from lives import close
 from processes import agents
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from trainings import BATCH, data, model, weights
 
+from stretto.core import Link
 from stretto.data import Shard
+from stretto.graphs import Ring, spectral_gap
 from stretto.links import addresses
+from stretto.loose import Loose
 from stretto.outers import Nesterov
 from stretto.preparing import is_native
 from stretto.sim import World
@@ -112,14 +115,18 @@ def by_hand(every: int, agree: Callable[[Weights, bool], Weights]) -> list[list[
             optimizer.step()
             optimizer.zero_grad()
         if step % every == 0 or shards[0].ends:
-            found = agree([parameters_to_vector(net.parameters()).detach() for net in nets], shards[0].ends)
+            found = agree([flat(net) for net in nets], shards[0].ends)
             for net, x in zip(nets, found, strict=True):
                 vector_to_parameters(x.clone(), net.parameters())
     return [weights(net) for net in nets]
 
 
 def beginning() -> Tensor:
-    return parameters_to_vector(model(loosely.WIDTH).parameters()).detach()
+    return flat(model(loosely.WIDTH))
+
+
+def flat(net: nn.Module) -> Tensor:
+    return parameters_to_vector(net.parameters()).detach()
 
 
 def mean(xs: Weights) -> Tensor:
@@ -162,6 +169,32 @@ def test_easgd_draws_all_to_where_the_centre_was_and_it_to_where_they_were(play:
 
         found = [life["weights"] for life in play(f"easgd(3, {alpha}, {beta})")]
         assert all(close(a, b, 1e-6) for a, b in zip(found, by_hand(3, agree), strict=True))
+
+
+@pytest.mark.parametrize("settle", [4, 100])
+def test_without_gradients_agents_come_together_as_the_gap_of_their_graph_predicts(settle: int) -> None:
+    """What they settle meanwhile changes nothing."""
+    size, steps, strategy = 8, 40, parse(f"gossip_sgd(ring, settle={settle})", "strategy")
+
+    async def live(link: Link) -> list[Tensor]:
+        net = model(4).double()
+        _, loose = loosely.loosely(link, strategy, net)
+        assert isinstance(loose, Loose)
+        vector_to_parameters(flat(net) + link.rank**2, net.parameters())
+        found = [flat(net)]
+        for _ in range(steps):
+            await loose.stepped()
+            found.append(flat(net))
+        await loose.synchronise()
+        return found
+
+    distances = []
+    for at in zip(*World(size).run(live), strict=True):
+        stacked = torch.stack(at)
+        distances.append(float((stacked - stacked.mean(0)).norm()))
+        assert torch.allclose(stacked.mean(0), flat(model(4).double()) + 17.5, atol=1e-6)
+    shrunk = (distances[-1] / distances[steps // 2]) ** (2 / steps)
+    assert shrunk == pytest.approx(1 - spectral_gap(Ring(), size), rel=0.1)
 
 
 # 2. Real = simulated
