@@ -22,7 +22,7 @@ _STEPS: Final = 16
 _TENSORS: Final = 4
 _FAR: Final = 1024
 """No window of a strategy is longer, and none begins later."""
-_PACE: Final = 1.0
+_PACE: Final = 10.0
 """Seconds of a step: many times what a message takes, as where a strategy is of use."""
 
 

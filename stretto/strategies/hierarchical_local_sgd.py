@@ -30,7 +30,7 @@ def hierarchical_local_sgd(
     A death costs the means within its machine until all agree, which is next, and what the dead had trained since all
     last agreed: others train its samples. What its neighbours had of it by their means remains in their weights.
 
-    Bytes: 2 * (m - 1) / m * B / inner + 2 * (n - 1) / n * S / outer
+    Bytes: 2 * (m - 1) / m * B * (1 / inner - 1 / outer) + 2 * (n - 1) / n * S / outer
 
     When: several agents share a machine, and the network between machines is slow
 
