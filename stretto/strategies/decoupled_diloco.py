@@ -44,6 +44,10 @@ def decoupled_diloco(
     Rounds fail until survivors settle again: each keeps its own weights; then they agree anew, on the mean of theirs.
     What the dead had trained since they last settled is trained by others. A newcomer begins at that mean.
 
+    Bytes: 2 * (n - 1) / n * S / every
+
+    When: the network is slow, and agents are of different speed from time to time, or stop for a while
+
     Douillard et al.: Decoupled DiLoCo for resilient distributed pre-training, 2026 (arXiv 2604.21428); an agent is a
     learner there, and here also a part of the synchroniser.
 
