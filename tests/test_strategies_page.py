@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import stretto
 from stretto import strategies
 from stretto.cli.strategies import AGENTS, PARAMETERS, Row, page, rows
 from stretto.cli.strategies import strategies as command
@@ -59,6 +60,10 @@ def test_every_strategy_says_what_it_is_for_and_what_a_death_costs(found: list[R
 
 def test_every_strategy_but_the_plain_mean_names_its_paper(found: list[Row]) -> None:
     assert [row.strategy for row in found if not row.paper] == ["allreduce"]
+
+
+def test_every_strategy_is_at_hand() -> None:
+    assert set(names("strategy")) <= set(stretto.__all__) & set(strategies.__all__)
 
 
 def test_the_command_lists_them_all() -> None:
