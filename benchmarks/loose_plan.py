@@ -28,9 +28,12 @@ class Task(Struct, frozen=True, kw_only=True):
     """By which the reference's end is to be reached."""
     allowed: float
     """How far the end may be from the reference's: points of accuracy, or a part of the loss in %."""
+    tuning: int
+    """Steps of a run that tries rates."""
     every: int
     fragments: int
     overlap: int
+    momentum: float
     """What strategies that agree seldom are told: a step of the one task takes a fifth of the other's."""
 
 
@@ -72,22 +75,26 @@ TASKS = (
         lrs=(1e-3, 2e-3),
         goal="accuracy",
         allowed=0.5,
-        every=96,
+        tuning=960,
+        every=48,
         fragments=2,
-        overlap=40,
+        overlap=20,
+        momentum=0.9,
     ),
     Task(
         name="gpt",
         workload="shakespeare",
         model="gpt",
         batch_size=8,
-        steps=480,
+        steps=960,
         lrs=(1e-3, 3e-3),
         goal="loss",
         allowed=2.0,
-        every=48,
+        tuning=480,
+        every=32,
         fragments=4,
-        overlap=8,
+        overlap=6,
+        momentum=0.8,
     ),
 )
 INFINITE = Network(name="infinite", about="no network: one machine")
@@ -102,11 +109,16 @@ CONTENDERS = (
     Contender(name=REFERENCE, strategy="allreduce", dense=True),
     Contender(
         name="streaming int4",
-        strategy="streaming_diloco({every}, {fragments}, {overlap}, outer_lr={outer}, codec=int4)",
+        strategy="streaming_diloco({every}, {fragments}, {overlap}, outer_lr={outer}, outer_momentum={momentum}, "
+        "codec=int4)",
         outers=(0.7, 0.4, 1.0),
         ours=True,
     ),
-    Contender(name="diloco int4", strategy="diloco({every}, outer_lr={outer}, codec=int4)", outers=(0.7,)),
+    Contender(
+        name="diloco int4",
+        strategy="diloco({every}, outer_lr={outer}, outer_momentum={momentum}, codec=int4)",
+        outers=(0.7,),
+    ),
 )
 
 
@@ -136,15 +148,15 @@ def usual(task: Task, contender: Contender) -> Rates:
     return Rates(task.lrs[0], contender.outers[0])
 
 
-def scaled(task: Task, scale: float) -> int:
+def scaled(steps: int, scale: float) -> int:
     """Steps of a shorter, or longer, trial."""
-    return MARKS * max(1, round(task.steps * scale / MARKS))
+    return MARKS * max(1, round(steps * scale / MARKS))
 
 
 def grid(task: Task, contender: Contender, scale: float) -> list[tuple[Rates, Plan]]:
     """What tuning tries."""
     rates = [Rates(lr, outer) for lr in task.lrs for outer in contender.outers]
-    return [(r, _plan(task, INFINITE, contender, r, TUNING_SEED, scaled(task, scale))) for r in rates]
+    return [(r, _plan(task, INFINITE, contender, r, TUNING_SEED, scaled(task.tuning, scale))) for r in rates]
 
 
 def compared(task: Task, contender: Contender, rates: Rates, seeds: int, scale: float) -> Iterator[Plan]:
@@ -152,7 +164,7 @@ def compared(task: Task, contender: Contender, rates: Rates, seeds: int, scale: 
     for network in NETWORKS:
         for seed in range(seeds):
             whole = not contender.dense or seed < network.whole
-            yield _plan(task, network, contender, rates, seed, scaled(task, scale) if whole else MARKS)
+            yield _plan(task, network, contender, rates, seed, scaled(task.steps, scale) if whole else MARKS)
 
 
 def _plan(task: Task, network: Network, contender: Contender, rates: Rates, seed: int, steps: int) -> Plan:
@@ -161,7 +173,11 @@ def _plan(task: Task, network: Network, contender: Contender, rates: Rates, seed
         network=network.name,
         contender=contender.name,
         strategy=contender.strategy.format(
-            outer=rates.outer, every=task.every, fragments=task.fragments, overlap=task.overlap
+            outer=rates.outer,
+            every=task.every,
+            fragments=task.fragments,
+            overlap=task.overlap,
+            momentum=task.momentum,
         ),
         seed=seed,
         lr=rates.lr,
