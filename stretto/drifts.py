@@ -85,10 +85,11 @@ class Drifts:
                 self.buckets[part].flat.zero_()
         return fine
 
-    def land(self, part: int, closing: Closing, step: int, *, leap: bool = False) -> None:
+    def land(self, part: int, closing: Closing, step: int, *, leap: bool = False, plain: bool = False) -> None:
         """The mean of bucket ``part`` is there: it moves the anchors, and our weights as the landing says.
 
-        ``leap``: our weights become the anchors, whatever the landing says.
+        ``leap``: our weights become the anchors, whatever the landing says. ``plain``: these become the mean of all
+        weights, and the outer optimizer makes no step of it.
 
         Raises:
             Diverged: the mean is not finite.
@@ -96,7 +97,7 @@ class Drifts:
         landing = _LEAP if leap else self._landing
         self._bases.pop(part, None)
         left = self._left.pop(part, self.buckets[part].parameters)
-        for (p, anchor, after), then in zip(self._agree(part, closing, step), left, strict=True):
+        for (p, anchor, after), then in zip(self._agree(part, closing, step, plain=plain), left, strict=True):
             p.copy_(landing.land(p, then, anchor, after))
             anchor.copy_(after)
 
@@ -196,13 +197,17 @@ class Drifts:
         bucket = self.buckets[part]
         _fill(bucket.leaving, self._bases.get(part, self._anchors[part]), bucket.parameters)
 
-    def _agree(self, part: int, closing: Closing, step: int) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
+    def _agree(
+        self, part: int, closing: Closing, step: int, *, plain: bool = False
+    ) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
         """Every parameter of the bucket with its anchor, before and after the outer step."""
         bucket = self.buckets[part]
         passengers, _ = bucket.settle(closing)
         if not bucket.elements.isfinite().all():
             raise diverged(step)
-        move, self._outers[part] = self._outer.update(bucket.elements, self._outers[part])
+        move = bucket.elements
+        if not plain:
+            move, self._outers[part] = self._outer.update(move, self._outers[part])
         for p, anchor, piece in zip(bucket.parameters, self._anchors[part], bucket.cut(move), strict=True):
             yield p, anchor, anchor - piece.view_as(anchor)
         self._passengers.alight(passengers)

@@ -10,8 +10,8 @@ which newcomers come in, and it leaves all with what they share. Strategies that
 other. The others agree on fragments in turn, or while they train on, or only on who trained what; those are no fences.
 When somebody wants in, whoever hears of it says so in the next agreement of any kind, and the turn after that is a
 whole one, for all. So it is for one who finds that the others have gone on without it; and after the last batch, or
-when the script asks, so that all end alike. One agreement is under way at a time: what else is ordered waits for its
-result, which yet lands when it is due.
+when the script asks, so that all end alike. If no round of the strategy is over then, it is on the plain mean. One
+agreement is under way at a time: what else is ordered waits for its result, which yet lands when it is due.
 
 A batch is trained, for all, when each fragment was agreed on after it.
 
@@ -146,8 +146,9 @@ class Loose:
         if closing.alone:
             return
         self._whole_next = False
+        usual = self._wire.drawn is None or (self._waits and self._strategy.schedule.due(self._number() - 1))
         for part in parts:
-            self.drifts.land(part, closing, self._number(), leap=leap)
+            self.drifts.land(part, closing, self._number(), leap=leap, plain=not usual)
         if self._strategy.beside is not None:
             await self._wire.mix(0, self.drifts.alone(0), AGREED)
         self.drifts.settle()

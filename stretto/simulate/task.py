@@ -112,7 +112,7 @@ class Part:
 class Commit:
     """One step as somebody applied it: what was trained in it, by whom, and the weights after it.
 
-    ``momentum``: of the optimizer that all have alike.
+    ``momentum``: of the optimizer that all have alike. ``usual``: when the strategy's schedule says, and not between.
     """
 
     before: str
@@ -120,6 +120,7 @@ class Commit:
     contributors: tuple[int, ...]
     weights: Tensor
     momentum: Tensor
+    usual: bool = True
 
 
 class Record:
@@ -134,10 +135,17 @@ class Record:
         return self._note(Commit("", (), (), weights.clone(), torch.zeros_like(weights)))
 
     def commit(
-        self, before: str, parts: tuple[Part, ...], who: tuple[int, ...], weights: Tensor, momentum: Tensor
+        self,
+        before: str,
+        parts: tuple[Part, ...],
+        who: tuple[int, ...],
+        weights: Tensor,
+        momentum: Tensor,
+        *,
+        usual: bool = True,
     ) -> str:
         """A step from place ``before``, made of these parts, each agent's in its order, by the uids ``who``."""
-        return self._note(Commit(before, parts, tuple(sorted(who)), weights.clone(), momentum.clone()))
+        return self._note(Commit(before, parts, tuple(sorted(who)), weights.clone(), momentum.clone(), usual))
 
     def holds(self, place: str, weights: Tensor, momentum: Tensor) -> bool:
         """Is this the state at that place?"""
@@ -188,7 +196,9 @@ class Record:
         for step in steps:
             drifts = [weights - self._trained(weights.clone(), uid, step.parts) for uid in step.contributors]
             mean = torch.stack(drifts).mean(0) if drifts else torch.zeros_like(weights)
-            move, outer = strategy.outer.update(mean, outer)
+            move = mean
+            if step.usual:
+                move, outer = strategy.outer.update(mean, outer)
             weights = weights - move
         return weights
 

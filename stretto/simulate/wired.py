@@ -171,7 +171,8 @@ class Wired(Trainer):
         if self._ended is not None:
             (closing, parts), self._ended = self._ended, None
             who = tuple({part.uid for part in parts})
-            place = self._record.commit(self.place, parts, who, self.agreed, self.remembered)
+            usual = self._strategy.schedule.due(self._shard.drawn - 1)
+            place = self._record.commit(self.place, parts, who, self.agreed, self.remembered, usual=usual)
             self._applied(closing, place)
         elif self.place and not self._record.holds(self.place, self.agreed, self.remembered):
             self.place = self._record.commit(self.place, (), (), self.agreed, self.remembered)
