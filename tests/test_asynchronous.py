@@ -318,7 +318,7 @@ def test_easgd_is_equations_5_and_6() -> None:
     centre = centre[0]
     step, _ = strategy.outer.update((centre - xs).mean(0), strategy.outer.init(centre))
     after = centre - step
-    own = torch.stack([strategy.landing.land(x, centre, after) for x in xs])
+    own = torch.stack([strategy.landing.land(x, x, centre, after) for x in xs])
     assert (after - (0.2 * centre + 0.8 * xs.mean(0))).abs().max() < 1e-12
     assert (own - (xs - 0.2 * (xs - centre))).abs().max() < 1e-12
 
@@ -328,7 +328,7 @@ def test_with_as_many_agents_as_beta_is_alphas_the_elastic_keeps_the_sum() -> No
     xs = torch.randn(4, 3, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
     centre = torch.zeros(3, dtype=torch.float64)
     step, _ = strategy.outer.update((centre - xs).mean(0), strategy.outer.init(centre))
-    own = torch.stack([strategy.landing.land(x, centre, centre - step) for x in xs])
+    own = torch.stack([strategy.landing.land(x, x, centre, centre - step) for x in xs])
     assert (own.sum(0) + centre - step - xs.sum(0)).abs().max() < 1e-12
 
 

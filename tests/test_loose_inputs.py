@@ -17,6 +17,7 @@ from stretto.text import names, parse
 
 WRITTEN = [
     "async_easgd(4, 0.2, settle=8, codec=int8)",
+    "decoupled_diloco(8, 0.75, 0.2, 0.6, 0.8, settle=24, codec=int8)",
     "async_gossip(4, settle=8, codec=int8)",
     "delayed(allreduce(topology=ring, codec=int8))",
     "demo(0.9, 0.1, block=32, topology=ring)",
