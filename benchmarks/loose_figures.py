@@ -66,7 +66,7 @@ class Table:
             return None
         free = self._of(task, INFINITE, contender.name)
         step = statistics.median(map(_step, mine.values()))
-        ends = {s: (free[s].end, reference.end) for s, reference in self._ends(task).items() if s in free}
+        ends = {s: (_at(free[s], r.end.step), r.end) for s, r in self._ends(task).items() if s in free}
         arrivals = [self._arrival(task, network, contender.name, seed) for seed in ends]
         usual = [self._arrival(task, network, REFERENCE, seed) for seed in ends]
         pairs = [(a, b) for a, b in zip(arrivals, usual, strict=True) if a and b]
@@ -140,6 +140,11 @@ def _between(points: Sequence[tuple[int, float]], step: float) -> float:
         if a <= step <= b:
             return x + (y - x) * (step - a) / (b - a)
     return points[-1][1]
+
+
+def _at(run: Run, step: int) -> Mark:
+    """What all would have if training ended there: the mean of their weights."""
+    return next(m for m in reversed(run.marks) if m.step <= step)
 
 
 def _step(run: Run) -> float:

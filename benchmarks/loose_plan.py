@@ -30,6 +30,8 @@ class Task(Struct, frozen=True, kw_only=True):
     """How far the end may be from the reference's: points of accuracy, or a part of the loss in %."""
     tuning: int
     """Steps of a run that tries rates."""
+    longer: float
+    """So many times more steps does what is ours train without a network, to see when it comes to the reference's end."""
     every: int
     fragments: int
     overlap: int
@@ -76,6 +78,7 @@ TASKS = (
         goal="accuracy",
         allowed=0.5,
         tuning=960,
+        longer=2.0,
         every=48,
         fragments=2,
         overlap=20,
@@ -91,6 +94,7 @@ TASKS = (
         goal="loss",
         allowed=2.0,
         tuning=480,
+        longer=1.25,
         every=32,
         fragments=4,
         overlap=6,
@@ -164,7 +168,8 @@ def compared(task: Task, contender: Contender, rates: Rates, seeds: int, scale: 
     for network in NETWORKS:
         for seed in range(seeds):
             whole = not contender.dense or seed < network.whole
-            yield _plan(task, network, contender, rates, seed, scaled(task.steps, scale) if whole else MARKS)
+            steps = task.steps * (task.longer if contender.ours and network is INFINITE else 1)
+            yield _plan(task, network, contender, rates, seed, scaled(round(steps), scale) if whole else MARKS)
 
 
 def _plan(task: Task, network: Network, contender: Contender, rates: Rates, seed: int, steps: int) -> Plan:
