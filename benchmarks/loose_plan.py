@@ -31,7 +31,7 @@ class Task(Struct, frozen=True, kw_only=True):
     tuning: int
     """Steps of a run that tries rates."""
     longer: float
-    """So many times more steps does what is ours train without a network, to see when it comes to the reference's end."""
+    """What is ours trains so many times more steps without a network, to see when it has what the reference ends with."""
     every: int
     fragments: int
     overlap: int
