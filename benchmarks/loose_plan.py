@@ -31,7 +31,7 @@ class Task(Struct, frozen=True, kw_only=True):
     tuning: int
     """Steps of a run that tries rates."""
     longer: float
-    """What is ours trains so many times more steps without a network, to see when it has what the reference ends with."""
+    """What is ours trains so many times more steps without a network, to see when it has what the reference has."""
     every: int
     fragments: int
     overlap: int
