@@ -48,10 +48,10 @@ def witnessed(agent: Agent, shard: Shard) -> Shard:
     """Tell the trace whose samples every step trained."""
     commit = shard.committed
 
-    def committed(by: Any = None) -> None:
+    def committed(by: Any = None, *, but: int = 0) -> None:
         labels = [m.label for m in agent.epoch.members if by is None or m.uid in by]
         agent.trace.event("trained", step=agent.steps - 1, by=labels)
-        commit(by)
+        commit(by, but=but)
 
     shard.committed = committed  # type: ignore[method-assign]
     return shard

@@ -98,11 +98,11 @@ Weights: TypeAlias = list[Tensor]
 """Those of each agent, flat."""
 
 
-def by_hand(every: int, agree: Callable[[Weights, bool], Weights]) -> list[list[float]]:
+def by_hand(every: int, agree: Callable[[Weights, bool, bool], Weights]) -> list[list[float]]:
     """The last weights of agents that train in one loop.
 
-    ``agree`` is given all weights after every ``every`` batches, and after the last one (which it is told), and gives
-    those that agents go on from.
+    ``agree`` is given all weights after every ``every`` batches, and after the last one (it is told whether it is that,
+    and whether it is due), and gives those that agents go on from.
     """
     nets = [model(loosely.WIDTH) for _ in range(SIZE)]
     optimizers = [loosely.sgd(net, 0.9) for net in nets]
@@ -117,7 +117,7 @@ def by_hand(every: int, agree: Callable[[Weights, bool], Weights]) -> list[list[
             optimizer.step()
             optimizer.zero_grad()
         if step % every == 0 or shards[0].ends:
-            found = agree([flat(net) for net in nets], shards[0].ends)
+            found = agree([flat(net) for net in nets], shards[0].ends, step % every == 0)
             for net, x in zip(nets, found, strict=True):
                 vector_to_parameters(x.clone(), net.parameters())
     return [weights(net) for net in nets]
@@ -143,13 +143,12 @@ def test_eager_diloco_makes_each_outer_step_one_round_late_and_guesses_it_meanwh
     anchor, outer, state = beginning(), Nesterov(0.7, 0.9), None
     since, late = [anchor] * SIZE, torch.zeros_like(anchor)
 
-    def agree(xs: Weights, last: bool) -> Weights:
+    def agree(xs: Weights, last: bool, _: bool) -> Weights:
         nonlocal anchor, state, since, late
         drifts = [a - x for a, x in zip(since, xs, strict=True)]
-        for drift in (late, mean(drifts)) if last else (late,):
-            move, state = outer.update(drift, state)
-            anchor = anchor - move
+        move, state = outer.update(late, state)
         late = mean(drifts)
+        anchor = anchor - move - (late if last else 0.0)  # at the end all agree on the mean, without an outer step
         ahead = [outer.update(drift * guess / SIZE, state)[0] if guess and not last else 0.0 for drift in drifts]
         since = [anchor - step for step in ahead]
         return since
@@ -164,9 +163,9 @@ def test_easgd_draws_all_to_where_the_centre_was_and_it_to_where_they_were(play:
     for alpha, beta in ((0.3, 0.9), (1.0, 1.0)):
         centre = beginning()
 
-        def agree(xs: Weights, last: bool) -> Weights:
+        def agree(xs: Weights, last: bool, due: bool) -> Weights:
             nonlocal centre
-            before, centre = centre, centre + beta * (mean(xs) - centre)  # noqa: B023
+            before, centre = centre, centre + (beta if due else 1.0) * (mean(xs) - centre)  # noqa: B023
             return [centre if last else x + alpha * (before - x) for x in xs]  # noqa: B023
 
         found = [life["weights"] for life in play(f"easgd(3, {alpha}, {beta})")]
