@@ -89,7 +89,9 @@ def write(folder: Path, found: Measured) -> None:
         "tuning": list(found.tried.values()),
     }
     (folder / "loose.json").write_bytes(msgspec.json.format(msgspec.json.encode(numbers), indent=1) + b"\n")
-    (folder / "loose.md").write_text("\n".join(page(found, rows)) + "\n", encoding="utf-8")
+    remarks = folder / "loose-remarks.md"
+    said = ["", remarks.read_text(encoding="utf-8").rstrip()] if remarks.exists() else []
+    (folder / "loose.md").write_text("\n".join([*page(found, rows), *said]) + "\n", encoding="utf-8")
 
 
 def page(found: Measured, rows: Sequence[Row]) -> Iterator[str]:
@@ -122,9 +124,8 @@ def page(found: Measured, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _section(found: Measured, task: Task, rows: Sequence[Row]) -> Iterator[str]:
-    steps = max(run.end.step for plan, run in found.runs.items() if plan.task == task.name and run.marks)
     yield from ("", f"## {task.workload}, {task.model}", "")
-    yield f"{task.batch_size} samples of an agent in a step, {steps} steps, Adam."
+    yield f"{task.batch_size} samples of an agent in a step, {task.steps} steps, Adam."
     yield from ("", f"![{task.goal} over seconds](loose-{task.name}.svg)")
     reached = list(_goals(task, rows))
     if reached:
