@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from loose_plan import INFINITE, REFERENCE, Contender, Network, Plan, Task
+from loose_plan import INFINITE, NETWORKS, REFERENCE, Contender, Network, Plan, Task
 from loose_runs import Mark, Run
 from msgspec import Struct
 
@@ -66,7 +66,11 @@ class Table:
             return None
         free = self._of(task, INFINITE, contender.name)
         step = statistics.median(map(_step, mine.values()))
-        ends = {s: (_at(free[s], r.end.step), r.end) for s, r in self._ends(task).items() if s in free}
+        ends = {
+            seed: (mark, reference.end)
+            for seed, reference in self._ends(task).items()
+            if (mark := self._mark(task, contender.name, seed, reference.end.step)) is not None
+        }
         arrivals = [self._arrival(task, network, contender.name, seed) for seed in ends]
         usual = [self._arrival(task, network, REFERENCE, seed) for seed in ends]
         pairs = [(a, b) for a, b in zip(arrivals, usual, strict=True) if a and b]
@@ -98,6 +102,11 @@ class Table:
     def curve(self, task: Task, contender: str, seed: int) -> list[Mark]:
         run = self._runs.get((task.name, INFINITE.name, contender, seed))
         return run.marks if run else []
+
+    def _mark(self, task: Task, contender: str, seed: int, step: int) -> Mark | None:
+        """What all would have if training ended there: the mean of their weights. It is the same on every network."""
+        runs = (self._of(task, network, contender).get(seed) for network in NETWORKS)
+        return next((m for run in runs if run is not None for m in run.marks if m.step == step), None)
 
     def seconds(self, task: Task, network: Network, contender: str, seed: int, step: float) -> float | None:
         """Until that step there: by this seed's run as far as it goes, and else by what steps take there."""
@@ -140,11 +149,6 @@ def _between(points: Sequence[tuple[int, float]], step: float) -> float:
         if a <= step <= b:
             return x + (y - x) * (step - a) / (b - a)
     return points[-1][1]
-
-
-def _at(run: Run, step: int) -> Mark:
-    """What all would have if training ended there: the mean of their weights."""
-    return next(m for m in reversed(run.marks) if m.step <= step)
 
 
 def _step(run: Run) -> float:

@@ -88,8 +88,9 @@ class Agent:
     def prepare(self, *objects: Any, strategy: Strategy | str = "allreduce", buffers: BufferRule = "mean") -> Any:
         """Give models and optimizers to the agent; the same objects come back, in the same order.
 
-        From here on ``backward()`` ends with the gradients' mean over all agents. The first agent's weights go to
-        everybody, and all compare what they were given. Whoever comes later is given the state of all of these.
+        With a strategy that exchanges gradients ``backward()`` ends with their mean over all agents from here on; with
+        the others the optimizer's step ends with what is due. The first agent's weights go to everybody, and all
+        compare what they were given. Whoever comes later is given the state of all of these.
 
         Args:
             objects: ``nn.Module`` s, ``Optimizer`` s, and whatever else has a state that must be the same everywhere
@@ -370,17 +371,19 @@ class Agent:
 
     def leave(self) -> None:
         """Go, having done one's part; the others are told. Done by itself when the process ends."""
-        self._go(failed=False)
+        self._go(None)
 
     def _at_exit(self) -> None:
-        self._go(failed=getattr(sys, "last_value", None) is not None)
+        self._go(getattr(sys, "last_value", None))
 
-    def _go(self, *, failed: bool) -> None:
+    def _go(self, error: BaseException | None) -> None:
+        """Where training has diverged all end alike: nobody is lost, and the others are to hear it too."""
+        failed = error is not None
         self._keeping.close(failed=failed)
         if self._courier is not None:
             self.trace.event("leave", failed=failed, waited=self._courier.waited)
             self.trace.close()
-            self._courier.close(failed=failed)
+            self._courier.close(failed=failed and not isinstance(error, Diverged))
             self._courier = None
             atexit.unregister(self._at_exit)
             self._left()
@@ -389,7 +392,7 @@ class Agent:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._go(failed=error is not None)
+        self._go(error)
 
 
 def _say(text: str) -> None:

@@ -23,7 +23,7 @@ State: TypeAlias = Any
 LayerRole: TypeAlias = Literal["weight", "bias", "norm", "embedding"]
 Groups: TypeAlias = "tuple[tuple[Codec, tuple[tuple[int, int], ...]], ...]"
 """Codecs, each with the ranges of elements that it is for."""
-Signal: TypeAlias = Literal["gradient", "drift", "weights"]
+Signal: TypeAlias = Literal["gradient", "drift"]
 
 ANY = -1
 """Receive from whoever sends first."""

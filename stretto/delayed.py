@@ -29,7 +29,7 @@ class Flight:
     """A round under way: of all batches drawn up to ``upto``."""
 
     upto: int
-    coming: Awaitable[Closing]
+    coming: Awaitable[Closing] | None
     closing: Closing | None = None
 
 
@@ -115,7 +115,7 @@ class Delayed:
     async def collect(self) -> None:
         """Wait for what is under way; it lands when the next backward ends."""
         flight = self._flight
-        if flight is not None and flight.closing is None:
+        if flight is not None and flight.coming is not None and flight.closing is None:
             flight.closing = await flight.coming
             self._heard(flight.closing, max(0, (self._wire.drawn or 0) - flight.upto))
 
@@ -170,14 +170,10 @@ class Delayed:
         if outers:
             for bucket, mean in zip(self.buckets, outers[1:], strict=True):
                 bucket.mean.copy_(mean)
-            self._flight = Flight(0, _nothing(), Closing(0, (), outers[0]))
+            self._flight = Flight(0, None, Closing(0, (), outers[0]))
 
     async def own(self) -> None:
         """Nothing is; what is under way is waited for."""
         await self.collect()
 
     def become_own(self, own: None) -> None: ...
-
-
-async def _nothing() -> Closing:
-    return Closing(0, alone=True)

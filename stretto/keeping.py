@@ -103,13 +103,14 @@ class Keeping:
 
     def close(self, *, failed: bool) -> None:
         """Save a last time, unless all has failed."""
-        saver, self._saver = self._saver, None
-        if saver is not None and not failed:
-            saver.close()  # what is under way first: the last one is not skipped
-            self._saver = saver
-            self._save(saver)
+        saver = self._saver
+        try:
+            if saver is not None and not failed:
+                saver.close()  # what is under way first: the last one is not skipped
+                self._save(saver)
+                saver.close()
+        finally:
             self._saver = None
-            saver.close()
 
     def _save(self, saver: Saver) -> None:
         holds = self._holds
@@ -119,7 +120,8 @@ class Keeping:
         if not holds.finite:
             saver.skip(holds.steps, "weights are not finite")
             return
-        remembered = state.unpack(self._courier.remembered()) if self._courier is not None else {}
+        courier = self._courier
+        remembered = state.unpack(courier.remembered()) if courier is not None else {"codecs": [], "mixings": []}
         epoch, rank = self._where()
         saver.save(holds.steps, rank, epoch.size, self.tree(), {"codecs": remembered, "local": local})
         self._trace.event("checkpoint", step=holds.steps, part=rank, parts=epoch.size)

@@ -43,7 +43,7 @@ class Flight:
     since: int
     upto: int
     parts: Sequence[int]
-    coming: Awaitable[Closing]
+    coming: Awaitable[Closing] | None
     closing: Closing | None = None
 
 
@@ -116,7 +116,7 @@ class Loose:
     async def collect(self) -> None:
         """Wait for what is under way; it lands when it is due."""
         flight = self._flight
-        if flight is not None and flight.closing is None:
+        if flight is not None and flight.coming is not None and flight.closing is None:
             flight.closing = closing = await flight.coming
             await self._heard(closing, max(0, self._number() - flight.upto))
 
@@ -146,7 +146,7 @@ class Loose:
         if closing.alone:
             return
         self._whole_next = False
-        usual = self._wire.drawn is None or (self._waits and self._strategy.schedule.due(self._number() - 1))
+        usual = self._waits and self._strategy.schedule.due(self._number() - 1)
         for part in parts:
             self.drifts.land(part, closing, self._number(), leap=leap, plain=not usual)
         if self._strategy.beside is not None:
@@ -214,8 +214,7 @@ class Loose:
         if closing.alone:
             self._whole_next = True
             return
-        if lost > 0:  # who ends takes its results along: so nobody does before all have heard
-            await self._give([], fence=False)
+        if lost > 0:
             raise diverged(self._number())
         changed = closing.epoch is not None and self._strategy.beside is not None  # what was mixed is uneven now
         self._whole_next |= changed or (door > 0 and not self._waits)
@@ -260,13 +259,14 @@ class Loose:
         return self.drifts.shared()
 
     def state(self) -> list[Any]:
-        """What the outer optimizer remembers, in plain values."""
-        return self.drifts.state()
+        """How many steps were made, and what the outer optimizer remembers, in plain values."""
+        return [self._steps, *self.drifts.state()]
 
     @torch.no_grad()
     def adopt(self, outers: list[Any]) -> None:
         """We have been given what all share."""
-        self.drifts.adopt(outers)
+        self._steps = outers[0]
+        self.drifts.adopt(outers[1:])
         self._done, self._alike = self._number(), True
         self._agreed = [self._done] * len(self._agreed)
         self._flight = None
@@ -299,7 +299,7 @@ class Loose:
             for part, mean in zip(parts, means, strict=True):
                 self.drifts.buckets[part].mean.copy_(mean)
             closing = Closing(0, (), whole, alone=alone)
-            self._flight = Flight(since, upto, parts, _nothing(), closing)
+            self._flight = Flight(since, upto, parts, None, closing)
 
     def _as_plain(self, flight: Flight) -> list[Any]:
         assert flight.closing is not None
@@ -310,7 +310,3 @@ class Loose:
     def _number(self) -> int:
         drawn = self._wire.drawn
         return self._steps if drawn is None else drawn
-
-
-async def _nothing() -> Closing:
-    return Closing(0, alone=True)

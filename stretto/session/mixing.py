@@ -16,7 +16,7 @@ to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from stretto.codecs import Identity
 from stretto.core import Cell, Codec, Like, Served, Strategy, mixed
-from stretto.errors import DataError, PeerLost
+from stretto.errors import DataError, PeerLost, StrettoError
 from stretto.session.carrier import as_ours
 from stretto.session.lanes import Layout, Place
 from stretto.session.metered import Meter, Metered
@@ -33,10 +33,15 @@ from stretto.session.surroundings import Ended, Surroundings, Trainer
 
 
 class Mixer:
-    """One agent's part in it. One group of buckets mixes at most."""
+    """One agent's part in it. One group of buckets mixes at most.
 
-    def __init__(self, around: Surroundings, trainer: Trainer, meter: Meter) -> None:
-        self._around, self._trainer, self._meter = around, trainer, meter
+    ``refuse(error)``: nobody can be answered any more.
+    """
+
+    def __init__(
+        self, around: Surroundings, trainer: Trainer, meter: Meter, refuse: Callable[[StrettoError], None]
+    ) -> None:
+        self._around, self._trainer, self._meter, self._refuse = around, trainer, meter, refuse
         self._strategy: Strategy | None = None
         self._layouts: Sequence[Layout] = ()
         self._cells: list[Cell] = []
@@ -94,14 +99,14 @@ class Mixer:
         return [cell.state for cell in self._cells]
 
     def restore(self, states: Sequence[Any]) -> None:
-        """Go on from what was remembered at this place.
+        """Go on from what was remembered at this place, if anything was.
 
         Raises:
             DataError: it is of other buckets.
         """
-        if len(states) != len(self._cells):
+        if states and len(states) != len(self._cells):
             raise DataError(f"the checkpoint has {len(states)} mixed buckets, and these models {len(self._cells)}")
-        for cell, state in zip(self._cells, states, strict=True):
+        for cell, state in zip(self._cells, states, strict=False):
             cell.state = state
 
     def _ended(self, order: Order, exchange: int | None) -> Ended:
@@ -121,6 +126,11 @@ class Mixer:
 
         return ended
 
+    def _served(self, value: Any, error: BaseException | None) -> None:
+        """Whoever is lost ends the epoch; else it is a fault."""
+        if error is not None and not isinstance(error, PeerLost):
+            self._refuse(as_ours(error))
+
     def _end(self) -> None:
         """What is under way stays as it was; nobody is answered any more."""
         for number, cancel in list(self._under_way.items()):
@@ -134,6 +144,7 @@ class Mixer:
         return strategy.codec if strategy.codec == Identity() else Metered(strategy.codec, self._meter)
 
     def _alone(self, number: int) -> None:
+        self._around.event("unmixed", entry=self._entry)
         self._under_way.pop(number, None)
         self._trainer.done(number, Closing(0, alone=True))
 
@@ -148,16 +159,10 @@ class Mixer:
             for part, cell in enumerate(self._cells):
                 link = self._around.link(serve_number(self._since, part))
                 work = mixing.serve(link, self._codec(strategy), cell)
-                self._servers.append(self._around.spawn(work, _until_the_end))
+                self._servers.append(self._around.spawn(work, self._served))
 
 
 def _cell(layout: Layout, part: int, place: Place) -> Cell:
     seed = mixed(place.epoch, part)
     like = Like((layout.gradients,), getattr(torch, layout.dtype), layout.pieces, seed, mixed(seed, place.rank))
     return Cell(like)
-
-
-def _until_the_end(value: Any, error: BaseException | None) -> None:
-    """Whoever is lost ends the epoch."""
-    if error is not None and not isinstance(error, PeerLost):
-        raise error

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from stretto.core import Network, Strategy
-from stretto.errors import PeerLost, StrettoError
+from stretto.errors import DataError, PeerLost, StrettoError
 from stretto.membership.messages import Report, View
 from stretto.membership.settle import settle
 from stretto.session import views
@@ -43,7 +43,7 @@ class Session:
     def __init__(self, me: int, surroundings: Surroundings, trainer: Trainer) -> None:
         self._me, self._around, self._trainer = me, surroundings, trainer
         self._carrier = Carrier(surroundings)
-        self._mixer = Mixer(surroundings, trainer, self._carrier.meter)
+        self._mixer = Mixer(surroundings, trainer, self._carrier.meter, self.refuse)
         self._view: View | None = None
         self._rank = 0
         self._frozen = self._expected = self._held = False
@@ -122,9 +122,13 @@ class Session:
 
         What a mixing remembers goes on only where we are as many as then: ``scale`` is 1.
         """
-        self._carrier.restore([part["codecs"] for part in parts], scale)
-        if scale == 1 and parts:
-            self._mixer.restore(parts[0]["mixings"])
+        try:
+            codecs, mixings = [part["codecs"] for part in parts], [part["mixings"] for part in parts]
+        except (KeyError, TypeError) as e:
+            raise DataError("the checkpoint does not say what codecs remembered: is it of another version?") from e
+        self._carrier.restore(codecs, scale)
+        if scale == 1 and mixings:
+            self._mixer.restore(mixings[0])
 
     @property
     def metered(self) -> tuple[float, int, int]:

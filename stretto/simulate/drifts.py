@@ -53,7 +53,7 @@ class Drifts(Wired):
         await self._loose.stepped()
 
     def _shared(self) -> dict[str, Any]:
-        return {"anchor": self.agreed, "outers": self._drifts.state(), "shard": self._shard.state()}
+        return {"anchor": self.agreed, "outers": self._loose.state(), "shard": self._shard.state()}
 
     def _adopt(self, tree: dict[str, Any]) -> None:
         self.weights.copy_(tree["anchor"])
