@@ -20,6 +20,7 @@ from stretto.core import Link, Strategy
 from stretto.data import Shard
 from stretto.delayed import Delayed
 from stretto.drifts import Drifts
+from stretto.errors import StrettoError
 from stretto.loose import Loose
 from stretto.notices import Given, notices
 from stretto.preparing import named
@@ -117,7 +118,7 @@ class Wire:
         self._rounds = self._orders = 0
         self._work: tuple[Coroutine[Any, Any, Any], Callable[[Any, Any], None]] | None = None
         self._carrier = Carrier(self)  # type: ignore[arg-type]
-        self._mixer = Mixer(self, self, self._carrier.meter)  # type: ignore[arg-type]
+        self._mixer = Mixer(self, self, self._carrier.meter, self.refuse)  # type: ignore[arg-type]
         place = Place(1, link.rank, link.hosts)
         self._carrier.enter(place, None)
         self._mixer.enter(place, 0)
@@ -186,3 +187,6 @@ class Wire:
 
     def done(self, number: int, closing: Closing | None) -> None:
         assert closing is None
+
+    def refuse(self, error: StrettoError) -> None:
+        raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,10 @@ from torch.nn import functional
 from trainings import weights
 
 from stretto.agent import Agent
+from stretto.core import Cell, Codec, Link
+from stretto.errors import DataError
+from stretto.exchanges import Pairs
+from stretto.launch.join import join
 
 pytestmark = pytest.mark.network
 
@@ -179,6 +184,17 @@ def test_another_number_of_agents_goes_on_from_where_all_agreed_last(
     assert len({life["digest"] for life in lives}) == 1
 
 
+@pytest.mark.parametrize("strategy", ["local_sgd(4)", "gossip_sgd(settle=4)", "delayed"])
+def test_several_agents_go_on_from_what_one_alone_has_saved(strategy: str, tmp_path: Path) -> None:
+    """It exchanged nothing, so nobody remembered anything of that."""
+    place = str(tmp_path / "saved")
+    with join(environ={}) as alone:
+        end_early(alone, strategy, place, 1000.0, 7, failed=False)
+    lives = agents(3, train, strategy, 0.9, place)
+    assert all(life["resumed"] and "exactly once in each of 2 epochs" in life["proof"] for life in lives)
+    assert len({life["digest"] for life in lives}) == 1
+
+
 # Deaths
 
 
@@ -287,3 +303,63 @@ def test_the_coordinator_may_die_within_a_window_and_an_agent_after_it(link: str
         ends = run.results()
     assert ends[0] == KILLED
     alike(ends[1:], [1, 2, 3])
+
+
+# Without a shard
+
+
+def stay_undealt(agent: Agent, life: int, stop: str, strategy: str) -> dict[str, Any]:
+    """Train on samples of the script's own choice until the file ``stop`` is there."""
+    net = model()
+    net, optimizer = agent.prepare(net, torch.optim.SGD(net.parameters(), lr=0.1), strategy=strategy)
+    x, y, _ = data()
+    for step in itertools.count(1):
+        chosen = torch.randint(SAMPLES, (BATCH,))
+        functional.cross_entropy(net(x[chosen]), y[chosen]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        agent.trace.event("stepped", drawn=step)
+        if agent.mean(float(Path(stop).exists())) > 0:
+            break
+        time.sleep(0.002)
+    agent.synchronise()
+    return {"digest": agent.digest(), "steps": agent.steps, "labels": sorted(agent.epoch.labels)}
+
+
+@pytest.mark.parametrize("strategy", ["local_sgd(5)", "gossip_sgd(settle=5)"])
+def test_a_newcomer_without_a_shard_trains_on_with_the_others(strategy: str, tmp_path: Path) -> None:
+    """It has no batches to count by: it takes the others' count of steps."""
+    stop = tmp_path / "stop"
+    with running(3, stay_undealt, str(stop), strategy, folder=tmp_path) as run:
+        run.lives[1].wait("stepped", drawn=12)
+        run.lives[1].signal(signal.SIGKILL)
+        others(run, 0, 2)
+        run.start(1).wait("healed")
+        further(run, 3, 12)
+        stop.touch()
+        ends = run.results()
+        together = [e for e in run.lives[3].events("commit") if sorted(e["contributors"]) == [0, 1, 2]]
+    assert ends.pop(1) == KILLED
+    assert all(end == ends[0] for end in ends) and ends[0]["labels"] == [0, 1, 2], ends
+    assert len(together) > 1  # two windows, at least
+
+
+# Who cannot answer
+
+
+@every_link
+def test_who_cannot_answer_any_more_fails_in_words_and_the_others_go_on(
+    link: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its courier lives, and says at the trainer's next order what is wrong."""
+    answer = Pairs.serve
+
+    async def serve(mixing: Pairs, link: Link, codec: Codec, cell: Cell) -> None:
+        if (link.rank, link.size) == (1, 3):
+            raise DataError("agent 2 asked for what is not there")
+        await answer(mixing, link, codec, cell)
+
+    monkeypatch.setattr(Pairs, "serve", serve)
+    first, failed, last = agents(3, train, "async_gossip(settle=4)", link=link, keep_errors=True)
+    assert isinstance(failed, DataError) and str(failed) == "agent 2 asked for what is not there"
+    assert first == last and "exactly once" in first["proof"]
