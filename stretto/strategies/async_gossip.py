@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from stretto.codecs.identity import Identity
 from stretto.core import Beside, Codec, Strategy
-from stretto.exchanges.allreduce import AllReduce
 from stretto.exchanges.apart import check_apart
 from stretto.exchanges.pairs import Pairs
-from stretto.landings import Replace
-from stretto.outers import Mean
-from stretto.schedules import Every, Settled
+from stretto.schedules import Every
+from stretto.strategies.settling import settling
 from stretto.text import call_text, coerce, named
-from stretto.topologies.auto import Auto
 
 
 @named("async_gossip", kind="strategy")
@@ -43,13 +40,4 @@ def async_gossip(every: int = 1, *, settle: int = 16, codec: Codec | str = Ident
     wire: Codec = coerce(codec, "codec")
     written = call_text(async_gossip, {"every": every, "settle": settle, "codec": wire})
     check_apart(wire, written)
-    return Strategy(
-        signal="drift",
-        schedule=Settled(settle),
-        exchange=AllReduce(Auto()),
-        codec=wire,
-        outer=Mean(),
-        landing=Replace(settle // 2),
-        beside=Beside(Every(every), Pairs(), behind=True),
-        text=written,
-    )
+    return settling(settle, wire, Beside(Every(every), Pairs(), behind=True), written)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from stretto.codecs.identity import Identity
 from stretto.core import Beside, Codec, Strategy
 from stretto.errors import UsageError
-from stretto.exchanges.allreduce import AllReduce
 from stretto.exchanges.apart import check_apart
 from stretto.exchanges.quorum import Quorum
-from stretto.landings import Replace
-from stretto.outers import Mean
-from stretto.schedules import Every, Settled
+from stretto.schedules import Every
+from stretto.strategies.settling import settling
 from stretto.text import call_text, coerce, named
-from stretto.topologies.auto import Auto
 
 
 @named("decoupled_diloco", kind="strategy")
@@ -68,13 +65,4 @@ def decoupled_diloco(
         raise UsageError(
             f"{written}: settle must be at least every, or agents wait for all before; {2 * every} would do"
         )
-    return Strategy(
-        signal="drift",
-        schedule=Settled(between),
-        exchange=AllReduce(Auto()),
-        codec=wire,
-        outer=Mean(),
-        landing=Replace(between // 2),
-        beside=beside,
-        text=written,
-    )
+    return settling(between, wire, beside, written)

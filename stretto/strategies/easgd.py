@@ -8,9 +8,10 @@ from stretto.errors import UsageError
 from stretto.exchanges.allreduce import AllReduce
 from stretto.exchanges.apart import check_apart
 from stretto.exchanges.elastic import Elastic
-from stretto.landings import Pull, Replace
-from stretto.outers import Mean, Nesterov
-from stretto.schedules import Every, Settled
+from stretto.landings import Pull
+from stretto.outers import Nesterov
+from stretto.schedules import Every
+from stretto.strategies.settling import settling
 from stretto.text import call_text, coerce, named
 from stretto.topologies.auto import Auto
 
@@ -103,13 +104,4 @@ def async_easgd(
     wire: Codec = coerce(codec, "codec")
     written = call_text(async_easgd, {"every": every, "alpha": alpha, "settle": settle, "codec": wire})
     check_apart(wire, written)
-    return Strategy(
-        signal="drift",
-        schedule=Settled(settle),
-        exchange=AllReduce(Auto()),
-        codec=wire,
-        outer=Mean(),
-        landing=Replace(settle // 2),
-        beside=Beside(Every(every), Elastic(alpha), behind=True),
-        text=written,
-    )
+    return settling(settle, wire, Beside(Every(every), Elastic(alpha), behind=True), written)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from stretto.codecs.identity import Identity
 from stretto.core import Beside, Codec, Strategy
-from stretto.exchanges.allreduce import AllReduce
 from stretto.exchanges.gossip import Gossip, check_alone
 from stretto.graphs.peers import Peers
 from stretto.graphs.ring import Ring
-from stretto.landings import Replace
-from stretto.outers import Mean
-from stretto.schedules import Every, Settled
+from stretto.schedules import Every
+from stretto.strategies.settling import settling
 from stretto.text import call_text, coerce, named
-from stretto.topologies.auto import Auto
 
 
 @named("gossip_sgd", kind="strategy")
@@ -52,13 +49,9 @@ def gossip_sgd(
     along: Peers = coerce(graph, "graph")
     wire: Codec = coerce(codec, "codec")
     check_alone(wire)
-    return Strategy(
-        signal="drift",
-        schedule=Settled(settle),
-        exchange=AllReduce(Auto()),
-        codec=wire,
-        outer=Mean(),
-        landing=Replace(settle // 2),
-        beside=Beside(Every(every), Gossip(along, rate, every)),
-        text=call_text(gossip_sgd, {"graph": along, "every": every, "rate": rate, "settle": settle, "codec": wire}),
+    return settling(
+        settle,
+        wire,
+        Beside(Every(every), Gossip(along, rate, every)),
+        call_text(gossip_sgd, {"graph": along, "every": every, "rate": rate, "settle": settle, "codec": wire}),
     )

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from stretto.codecs.identity import Identity
 from stretto.core import Beside, Codec, Strategy
-from stretto.exchanges.allreduce import AllReduce
 from stretto.exchanges.apart import check_apart
 from stretto.exchanges.noloco import NoLoCo
-from stretto.landings import Replace
-from stretto.outers import Mean
-from stretto.schedules import Every, Settled
+from stretto.schedules import Every
+from stretto.strategies.settling import settling
 from stretto.text import call_text, coerce, named
-from stretto.topologies.auto import Auto
 
 
 @named("noloco", kind="strategy")
@@ -55,13 +52,4 @@ def noloco(
     }  # fmt: skip
     written = call_text(noloco, values)
     check_apart(wire, written)
-    return Strategy(
-        signal="drift",
-        schedule=Settled(settle),
-        exchange=AllReduce(Auto()),
-        codec=wire,
-        outer=Mean(),
-        landing=Replace(settle // 2),
-        beside=Beside(Every(every), NoLoCo(outer_momentum, outer_lr, gamma)),
-        text=written,
-    )
+    return settling(settle, wire, Beside(Every(every), NoLoCo(outer_momentum, outer_lr, gamma)), written)

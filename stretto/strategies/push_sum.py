@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from stretto.codecs.identity import Identity
 from stretto.core import Beside, Codec, Strategy
-from stretto.exchanges.allreduce import AllReduce
 from stretto.exchanges.gossip import check_alone
 from stretto.exchanges.push_sum import PushSum
 from stretto.graphs.directed import DirectedExponential
 from stretto.graphs.peers import Peers
-from stretto.landings import Replace
-from stretto.outers import Mean
-from stretto.schedules import Every, Settled
+from stretto.schedules import Every
+from stretto.strategies.settling import settling
 from stretto.text import call_text, coerce, named
-from stretto.topologies.auto import Auto
 
 
 @named("push_sum", kind="strategy")
@@ -47,13 +44,9 @@ def push_sum(
     along: Peers = coerce(graph, "graph")
     wire: Codec = coerce(codec, "codec")
     check_alone(wire)
-    return Strategy(
-        signal="drift",
-        schedule=Settled(settle),
-        exchange=AllReduce(Auto()),
-        codec=wire,
-        outer=Mean(),
-        landing=Replace(settle // 2),
-        beside=Beside(Every(every), PushSum(along, rate, every)),
-        text=call_text(push_sum, {"graph": along, "every": every, "rate": rate, "settle": settle, "codec": wire}),
+    return settling(
+        settle,
+        wire,
+        Beside(Every(every), PushSum(along, rate, every)),
+        call_text(push_sum, {"graph": along, "every": every, "rate": rate, "settle": settle, "codec": wire}),
     )
