@@ -73,6 +73,10 @@ class Disagreement(StrettoError):
     exit_code = 4
 
 
+class RunLost(StrettoError):
+    """What cannot be had again is gone: go on from the last checkpoint."""
+
+
 class Diverged(StrettoError):
     exit_code = 7
 

@@ -68,6 +68,11 @@ class Link(Protocol):
         """Run coroutines side by side; their results in order. The first error ends the others."""
         ...
 
+    @property
+    def idle(self) -> bool:
+        """Has everything that was posted left?"""
+        ...
+
     def drain(self) -> Awaitable[None]:
         """Wait until everything posted has left, so that its tensors may be written again."""
         ...

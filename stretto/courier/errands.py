@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from typing import Final, NoReturn
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -35,9 +36,12 @@ from stretto.courier.orders import (
     Finish,
     Heal,
     Healed,
+    Hold,
+    Inquire,
     MakeRoom,
     Memory,
     Passed,
+    Push,
     Recall,
     Recalled,
     Remember,
@@ -59,6 +63,7 @@ from stretto.links.memory import Arena
 from stretto.links.mesh import EXCHANGE_BITS
 from stretto.membership import Runner, View
 from stretto.membership.stores import open_store
+from stretto.server.settlement import Spec
 from stretto.session import Closing, Order, Session
 from stretto.text import parse
 from stretto.trace import Trace
@@ -229,6 +234,15 @@ class _Errands:
                 self._sharing.serve(board, order.rank, self._around.mesh.epoch.members)
             case Memory():
                 self._memory.append(Arena.open(self._trainer, order.fd, order.nbytes))
+            case Hold():
+                values = [self._tensor(place) for place in order.values]
+                self._session.hold_slots(msgspec.msgpack.decode(order.spec, type=Spec), order.layouts, values)
+            case Push():
+                parts = [tuple(self._tensor(place) for place in part) for part in order.parts]
+                hyper = torch.tensor(order.hyper, dtype=torch.float64)
+                self._session.push(order.number, order.weight, order.lease, hyper, parts)
+            case Inquire():
+                self._session.ask(order.number, order.what, self._tensor(order.place), order.clock)
             case Use():
                 self._session.use(order.group, parse(order.strategy, "strategy"), order.layouts)
             case Donated():

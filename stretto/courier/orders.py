@@ -54,6 +54,33 @@ class Run(msgspec.Struct, tag=True, frozen=True):
     clock: int = 0
 
 
+class Hold(msgspec.Struct, tag=True, frozen=True):
+    """Parameters, laid out like this, are held by servers; their values belong there."""
+
+    spec: bytes
+    layouts: tuple[Layout, ...]
+    values: tuple[Extent, ...]
+
+
+class Push(msgspec.Struct, tag=True, frozen=True):
+    """Push these parts, by bucket; see :meth:`stretto.session.Session.push`."""
+
+    number: int
+    weight: float
+    lease: int
+    hyper: tuple[float, ...]
+    parts: tuple[tuple[Extent, ...], ...]
+
+
+class Inquire(msgspec.Struct, tag=True, frozen=True):
+    """Ask servers ``what``; see :meth:`stretto.session.Session.ask`."""
+
+    number: int
+    what: str
+    place: Extent
+    clock: int
+
+
 class Serve(msgspec.Struct, tag=True, frozen=True):
     """The board of this epoch lies in that memory of process ``pid``; the trainer is about to use it."""
 
@@ -160,11 +187,28 @@ class Counted(msgspec.Struct, tag=True, frozen=True):
     coded: int
 
 
-Order: TypeAlias = Memory | Use | Run | Serve | Donated | Room | Healed | Passed | Recall | Remember | Ask | Finish
+Order: TypeAlias = (
+    Memory
+    | Use
+    | Run
+    | Hold
+    | Push
+    | Inquire
+    | Serve
+    | Donated
+    | Room
+    | Healed
+    | Passed
+    | Recall
+    | Remember
+    | Ask
+    | Finish
+)
 Answer: TypeAlias = Done | Failed | Donate | MakeRoom | Heal | Seen | Recalled | Remembered | Counted
 encode = msgspec.msgpack.Encoder().encode
 read_order = msgspec.msgpack.Decoder(Order).decode
 read_answer = msgspec.msgpack.Decoder(Answer).decode
 DTYPES = {
-    str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
+    str(d).removeprefix("torch."): d
+    for d in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int64)
 }

@@ -31,10 +31,13 @@ from stretto.courier.orders import (
     Finish,
     Heal,
     Healed,
+    Hold,
+    Inquire,
     MakeRoom,
     Memory,
     Order,
     Passed,
+    Push,
     Recall,
     Recalled,
     Remember,
@@ -217,6 +220,30 @@ class Courier:
         What is returned waits for it, and says whether it came about; else ``x`` is as it was.
         """
         number = self._run("mix", x, group=group, part=part, clock=clock)
+        return lambda: self._timed(lambda: self._wait(number)) is None
+
+    def hold(self, spec: bytes, layouts: Sequence[Layout], values: Sequence[Tensor]) -> None:
+        """Servers hold what ``spec`` says; ``values``, by bucket, lie where :meth:`allocate` gave memory."""
+        self._tell(Hold(spec, tuple(layouts), tuple(self._place(x) for x in values)))
+
+    def push(
+        self, weight: float, lease: int, hyper: Tensor, parts: Sequence[Sequence[Tensor]]
+    ) -> Callable[[], bool]:
+        """Begin to push ``parts``, by bucket: its elements, or a table's rows and their elements.
+
+        What is returned waits until the values are there, and says whether anybody could be reached.
+        """
+        self._number += 1
+        number = self._number
+        places = tuple(tuple(self._place(x) for x in part) for part in parts)
+        self._tell(Push(number, weight, lease, tuple(hyper.tolist()), places))
+        return lambda: self._timed(lambda: self._wait(number)) is None
+
+    def inquire(self, what: str, x: Tensor, clock: int = 0) -> Callable[[], bool]:
+        """Begin to ask servers ``what``; what is returned waits for it, as that of :meth:`push` does."""
+        self._number += 1
+        number = self._number
+        self._tell(Inquire(number, what, self._place(x), clock))
         return lambda: self._timed(lambda: self._wait(number)) is None
 
     @property

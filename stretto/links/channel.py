@@ -101,6 +101,10 @@ class StreamLink:
             for waiter in drains:
                 waiter.complete()
 
+    @property
+    def idle(self) -> bool:
+        return not self.unsent
+
     def sleep(self, seconds: float) -> Waiter:
         return self.mesh.loop.sleep(seconds)
 

@@ -22,6 +22,7 @@ SETTLE, AGREED = 0, -1
 """Clocks at which nothing is mixed: all are about to agree, and give what they owe; and they have, and forget."""
 _MIX = 1 << 39
 """From here on exchanges are numbered that belong to no round."""
+_SLOTS = 3 << 38
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,16 @@ def share_number(number: int) -> int:
 
 def mix_number(clock: int, part: int) -> int:
     return _MIX + clock * SPAN + part
+
+
+def settle_number() -> int:
+    """Where all agree on who holds what."""
+    return _SLOTS
+
+
+def slot_number(slot: int) -> int:
+    """Where a slot of a parameter server is asked for."""
+    return _SLOTS + 1 + slot
 
 
 def serve_number(since: int, part: int) -> int:

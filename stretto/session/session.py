@@ -22,10 +22,11 @@ from typing import Any
 
 from torch import Tensor
 
-from stretto.core import Network, Strategy
+from stretto.core import Network, Payload, Strategy
 from stretto.errors import DataError, PeerLost, StrettoError
 from stretto.membership.messages import Report, View
 from stretto.membership.settle import settle
+from stretto.server.settlement import Spec
 from stretto.session import views
 from stretto.session.carrier import Carrier, as_ours
 from stretto.session.dealing import Dealing
@@ -33,6 +34,7 @@ from stretto.session.healing import Healing
 from stretto.session.lanes import Layout, Place
 from stretto.session.mixing import Mixer
 from stretto.session.rounds import Closing, Order, Round, exchange_number
+from stretto.session.serving import Serving
 from stretto.session.settling import Settling, redone
 from stretto.session.surroundings import Surroundings, Trainer
 
@@ -44,6 +46,7 @@ class Session:
         self._me, self._around, self._trainer = me, surroundings, trainer
         self._carrier = Carrier(surroundings)
         self._mixer = Mixer(surroundings, trainer, self._carrier.meter, self.refuse)
+        self._serving = Serving(me, surroundings, trainer, self._carrier.meter, self.refuse)
         self._view: View | None = None
         self._rank = 0
         self._frozen = self._expected = self._held = False
@@ -63,6 +66,24 @@ class Session:
         """Group ``group`` of buckets, laid out like this, is averaged by ``strategy``."""
         self._carrier.use(group, strategy, layouts)
         self._mixer.use(strategy, layouts)
+
+    def hold_slots(self, spec: Spec, layouts: Sequence[Layout], values: Sequence[Tensor]) -> None:
+        """Servers hold what the trainer has; see :meth:`Serving.use`."""
+        self._serving.use(spec, layouts, values)
+
+    def push(self, number: int, weight: float, lease: int, hyper: Tensor, parts: Sequence[Payload]) -> None:
+        """See :meth:`Serving.push`."""
+        if self._refused is not None:
+            self._trainer.failed(number, self._refused)
+        else:
+            self._serving.push(number, weight, lease, hyper, parts)
+
+    def ask(self, number: int, what: str, x: Tensor, clock: int = 0) -> None:
+        """See :meth:`Serving.ask`."""
+        if self._refused is not None:
+            self._trainer.failed(number, self._refused)
+        else:
+            self._serving.ask(number, what, x, clock)
 
     def order(self, order: Order) -> None:
         if self._refused is not None:
@@ -115,7 +136,11 @@ class Session:
 
     def remembered(self) -> dict[str, Any]:
         """What codecs and mixings remember of every bucket, between two rounds, in plain values."""
-        return {"codecs": self._carrier.remembered(), "mixings": self._mixer.remembered()}
+        return {
+            "codecs": self._carrier.remembered(),
+            "mixings": self._mixer.remembered(),
+            "slots": self._serving.remembered(),
+        }
 
     def restore(self, parts: Sequence[dict[str, Any]], scale: float) -> None:
         """Go on from what one agent, or several, remembered; see :meth:`Carrier.restore`.
@@ -123,10 +148,11 @@ class Session:
         What a mixing remembers goes on only where we are as many as then: ``scale`` is 1.
         """
         try:
-            codecs, mixings = [part["codecs"] for part in parts], [part["mixings"] for part in parts]
+            codecs, mixings, slots = ([part[what] for part in parts] for what in ("codecs", "mixings", "slots"))
         except (KeyError, TypeError) as e:
             raise DataError("the checkpoint does not say what codecs remembered: is it of another version?") from e
         self._carrier.restore(codecs, scale)
+        self._serving.restore(slots)
         if scale == 1 and mixings:
             self._mixer.restore(mixings[0])
 
@@ -225,6 +251,7 @@ class Session:
         place = Place(epoch.number, rank, epoch.hosts)
         self._carrier.enter(place, redone(settlement, self._round))
         self._mixer.enter(place, view.entry)
+        self._serving.enter(epoch, rank)
         if before is not None and stays:
             self._dealing.move(view)
             if settlement is not None:
@@ -245,6 +272,7 @@ class Session:
         self._view, self._healed = None, False
         self._frozen = self._held = self._expected = False
         self._settling.forget()
+        self._serving.out()
         self._dealing.out()
         self._healing.forget()
         waiting = self._round
@@ -266,6 +294,7 @@ class Session:
         self._refused, waiting, self._round = error, self._round, None
         for order in waiting.orders.values() if waiting is not None else ():
             self._trainer.failed(order.number, error)
+        self._serving.refused(error)
 
     # How a round goes
 
@@ -366,5 +395,6 @@ class Session:
         self._settling.stop()
         self._healing.stop()
         self._mixer.stop()
+        self._serving.stop()
         if self._view is not None:
             self._around.abandon()

@@ -42,6 +42,11 @@ class SimLink:
         self._port.expect(receive)
         return receive
 
+    @property
+    def idle(self) -> bool:
+        """Always: what is posted is copied."""
+        return True
+
     def sleep(self, seconds: float) -> Awaitable[None]:
         return Sleep(self._world, seconds)
 

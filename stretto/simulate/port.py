@@ -135,6 +135,10 @@ class PortLink:
             for receipt in self._posted.pop(key):
                 receipt.complete(error=error)
 
+    @property
+    def idle(self) -> bool:
+        return not self._unsent
+
     def sleep(self, seconds: float) -> Awaitable[None]:
         return self._port.clock.sleep(seconds, self._port.owner)
 

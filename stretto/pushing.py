@@ -1,0 +1,213 @@
+"""Training on servers: batches are asked for, gradients are pushed, values come back; all stop at a fence when need be.
+
+Theory of operation. There are no rounds: an agent asks for samples, trains them, and pushes what it found, in the same
+message as the word that they are trained. Only for a checkpoint, a newcomer and the end all must be at the same point:
+then whoever asks for samples is told to stop, at a *fence*, and all agree (a round), pull, and agree again. Between
+these two rounds nothing moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor
+
+from stretto.drifts import diverged
+from stretto.notices import Given, noticed
+from stretto.pushed import Pushed
+from stretto.server.leases import Lease
+from stretto.server.messages import END, FENCE
+from stretto.server.stock import read_lease
+from stretto.session import Closing
+
+WORDS: Final = (1 << 20) + (1 << 16)
+"""Bytes for what is said: about all that is trained, and about the samples of one batch."""
+_LEDGER: Final = 1 << 20
+
+
+class Wire(Protocol):
+    """How this agent reaches the others (see :class:`stretto.notices.Wire`), and the servers."""
+
+    def wishes(self) -> tuple[bool, bool]: ...
+    def agree(self, given: Sequence[Given], *, fence: bool) -> Awaitable[Closing]: ...
+
+    @property
+    def saves(self) -> bool:
+        """Are checkpoints written?"""
+        ...
+
+    def push(self, weight: float, lease: int, hyper: Tensor, parts: Sequence[tuple[Tensor, ...]]) -> Awaitable[bool]:
+        """Begin to push; await whether the values are there: else nobody can be reached."""
+        ...
+
+    def ask(self, what: str, x: Tensor, clock: int = 0) -> Awaitable[bool]:
+        """Begin to ask (:meth:`stretto.session.Session.ask`); await whether somebody answered, in ``x``."""
+        ...
+
+    def stood(self, closing: Closing, ledger: bytes, *, save: bool) -> None:
+        """All have stopped: this is what is trained."""
+        ...
+
+
+class Pushing:
+    """One optimizer's parameters. Every coroutine runs with gradients off.
+
+    Args:
+        notice: two tensors, as for :class:`stretto.loose.Loose`.
+        words: :data:`WORDS` bytes that the courier sees.
+        late: we are new: first of all we stop at a fence, where we are let in.
+    """
+
+    def __init__(
+        self, pushed: Pushed, notice: tuple[Tensor, Tensor], words: Tensor, wire: Wire, *, late: bool
+    ) -> None:
+        self.pushed = pushed
+        self._notice, self._wire, self._late = notice, wire, late
+        self._about, self._ledger = words[:-_LEDGER].view(torch.float64), words[-_LEDGER:]
+        self._passes = self._fences = self._steps = self._batch = 0
+        self._coming: Awaitable[bool] | None = None
+        self._lease: Lease | None = None
+
+    async def begin(self) -> None:
+        """The first agent's values are what servers have; all call it at the same point."""
+        self.pushed.move_in()
+        if not self._late:
+            await self._wire.ask("load", self._about)
+            await self._agree(fence=False)
+            await self._wire.ask("pull", self._about)
+
+    async def deal(self, terms: bytes, batch: int) -> None:
+        """A pass over the data begins, on these terms; ``batch`` samples a step are ours."""
+        self._batch = batch
+        if self._late:
+            await self._stop()
+            if self._passes:
+                return  # the others have begun it
+        self._passes += 1
+        x = self._ledger[: len(terms)]
+        x.copy_(torch.frombuffer(bytearray(terms), dtype=torch.uint8))
+        await self._wire.ask("deal", x, self._passes)
+
+    async def next(self) -> Lease | None:
+        """What to train next; None at the end."""
+        await self._skip()
+        about = await self._turn()
+        self._lease = read_lease(about) if about is not None else None
+        return self._lease
+
+    async def stepped(self) -> None:
+        """The optimizer was to make a step: push what it would have stepped with, and ask for what is next."""
+        if not self._batch:  # nothing is dealt, but there may be a fence
+            await self._turn()
+        lease, self._lease = self._lease, None
+        parts = self.pushed.take()
+        share, number = (lease.share, lease.number) if lease is not None else (1.0, -1)
+        coming = self._wire.push(share, number, self.pushed.hyper, parts)
+        self._coming = self._ask()
+        self._steps += 1
+        self._late |= not await coming
+
+    async def _turn(self) -> Tensor | None:
+        """What is said of the samples that are next, when we may go on; None at the end."""
+        while True:
+            if self._late:
+                await self._stop()
+            coming, self._coming = self._coming or self._ask(), None
+            if not await coming:
+                self._late = True
+                continue
+            about = _said(self._about).view(torch.float64)
+            if about[0] == FENCE:
+                self._fences = int(about[1])
+                await self._stop()
+            elif about[0] == END:
+                await self._stop(last=True)
+                return None
+            else:
+                return about
+
+    async def _skip(self) -> None:
+        """A batch was handed out, and no step made: its samples are trained, and nothing is pushed."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            nothing = [() for _ in self.pushed.buckets]
+            self._late |= not await self._wire.push(0.0, lease.number, self.pushed.hyper, nothing)
+
+    def _ask(self) -> Awaitable[bool]:
+        self._about[:3] = torch.tensor([self._batch, any(self._wire.wishes()), self._fences])
+        return self._wire.ask("lease", self._about)
+
+    # Fences
+
+    async def synchronise(self) -> None:
+        """All call it after the same number of batches: have the same values."""
+        if not self._late:
+            await self._agree(fence=False)
+            await self._wire.ask("pull", self._about)
+            await self._agree(fence=False)
+
+    async def _stop(self, *, last: bool = False) -> None:
+        """All stop here, and go on with the same values.
+
+        Raises:
+            Diverged: they are not finite; at all alike.
+        """
+        closing = await self._agree(fence=True)
+        if closing.alone:
+            return
+        self._late = False
+        _, save, _, _ = self._notice[1].tolist()
+        await self._wire.ask("pull", self._about)
+        await self._wire.ask("read", self._ledger)
+        if self._wire.saves and (save > 0 or last):
+            await self._wire.ask("keep", self._about)
+        self._wire.stood(closing, bytes(_said(self._ledger).numpy()), save=save > 0)
+        await self._agree(fence=False)
+        if self._notice[1][3] > 0:
+            raise diverged(self._steps)
+
+    async def _agree(self, *, fence: bool) -> Closing:
+        flat, mean = self._notice
+        noticed(flat, self._wire.wishes(), lost=not self.pushed.finite)
+        return await self._wire.agree([Given(0, flat, mean)], fence=fence)
+
+    # What others are given, and what is our own
+
+    def shared(self) -> dict[int, Tensor]:
+        """All have the same values."""
+        return {}
+
+    def state(self) -> list[Any]:
+        return [self._passes, self._fences]
+
+    def adopt(self, outers: list[Any]) -> None:
+        """We have been given what all share."""
+        if outers:
+            self._passes, self._fences = outers
+
+    async def collect(self) -> None:
+        """Nothing is under way between two steps."""
+
+    async def draw(self, end: bool) -> None:
+        """Batches are asked for (:meth:`next`)."""
+
+    async def reload(self) -> None:
+        """Each has a part of a checkpoint: let it be what servers have."""
+        self._passes = self._fences = 0
+        await self._wire.ask("load", self._about)
+        await self._agree(fence=False)
+        await self._wire.ask("pull", self._about)
+
+    async def own(self) -> None:
+        """Nothing is ours alone."""
+
+    def become_own(self, own: None) -> None: ...
+
+
+def _said(x: Tensor) -> Tensor:
+    """What came in ``x``: how many bytes, then these."""
+    raw = x.view(torch.uint8)
+    (length,) = raw[:8].view(torch.int64).tolist()
+    return raw[8 : 8 + length]

@@ -1,0 +1,271 @@
+"""An agent's side: its part goes to every slot, and what comes back are the values.
+
+What was not answered is asked again when another epoch begins: holders have moved, and know what they have carried out
+by its clock. A coded part is kept until then, since it can be coded once only.
+
+An agent's *clock* counts the steps it has pushed. Who was not counted on, since it is new or had nothing to train, says
+so when it begins, at the clock of the slowest of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from stretto import state
+from stretto.codecs.identity import Identity
+from stretto.core import Cell, Codec, Payload, State
+from stretto.errors import ProtocolError
+from stretto.server.messages import (
+    CHANGED,
+    DEAL,
+    FENCE,
+    GRANTED,
+    LEASE,
+    LOAD,
+    PAUSE,
+    PULL,
+    PUSH,
+    READ,
+    SOME,
+    WAIT,
+    WHOLE,
+    Request,
+)
+from stretto.server.space import Slot
+from stretto.server.value import Server
+
+
+class Memory(Protocol):
+    """Where an agent's parts and values lie, by slot."""
+
+    def part(self, slot: Slot) -> Payload:
+        """What the agent gives: all elements (1-d); or rows (int64) and their elements, of a table."""
+        ...
+
+    def values(self, slot: Slot) -> Tensor: ...
+
+
+Ask = Callable[[int, Payload], None]
+"""Send a request about a slot where it belongs."""
+
+
+@dataclass(slots=True)
+class _Due:
+    """One order of the trainer's: its requests by slot, and those that are not answered."""
+
+    number: int
+    requests: dict[int, tuple[Request, Payload]]
+    open: set[int]
+
+
+class Client:
+    """``ended(number, about)``: an order of the trainer's is carried out; what is to be told it."""
+
+    def __init__(
+        self,
+        me: int,
+        slots: Sequence[Slot],
+        server: Server,
+        codec: Codec,
+        cells: Sequence[Cell],
+        memory: Memory,
+        ended: Callable[[int, Tensor | None], None],
+    ) -> None:
+        self._me, self._slots, self._server, self._codec, self._cells = me, slots, server, codec, cells
+        self._memory, self._ended = memory, ended
+        self._ask: Ask | None = None
+        self._clock = self._seen = 0
+        self._counted = server.staleness == 0
+        self._have = [-1] * len(slots)
+        self._pulled: list[State] = [None] * len(slots)
+        self._values: _Due | None = None
+        self._samples: tuple[int, Request, Payload] | None = None
+        self._lease = -1
+
+    @property
+    def waits(self) -> bool:
+        """Is something not answered?"""
+        return self._values is not None or self._samples is not None
+
+    # What the trainer orders
+
+    def push(self, number: int, weight: float, lease: int, hyper: Tensor) -> None:
+        """Give our part of one step, and get what becomes of the values."""
+        self._clock += 1
+        requests = {}
+        for slot in self._by_priority():
+            about = Request(PUSH, self._me, self._clock, self._have[slot.number], weight, lease, hyper)
+            requests[slot.number] = about, self._written(slot) if weight else ()
+        self._begin(number, requests)
+
+    def pull(self, number: int) -> None:
+        """Get the values as they are."""
+        self._begin(number, {s.number: (self._pull(s), ()) for s in self._by_priority()})
+
+    def load(self, number: int, states: Mapping[int, Any]) -> None:
+        """Let these slots be so, and get their values."""
+        self._begin(
+            number, {slot: (Request(LOAD, self._me), (state.packed(found),)) for slot, found in states.items()}
+        )
+
+    def deal(self, number: int, passes: int, terms: Tensor) -> None:
+        """A pass over the data begins; who says so first, says on what terms."""
+        self._sample(number, Request(DEAL, self._me, passes), (terms.clone(),))
+
+    def lease(self, number: int, batch: float, wish: bool, fences: int) -> None:
+        """Ask for samples. ``wish``: that all stop at a fence; ``fences``: that we have stopped at."""
+        more = torch.tensor([batch], dtype=torch.float64)
+        self._sample(number, Request(LEASE, self._me, self._clock + 1, fences, float(wish), self._lease, more), ())
+
+    def read(self, number: int) -> None:
+        """What is trained?"""
+        self._sample(number, Request(READ, self._me), ())
+
+    # What happens
+
+    def enter(self, ask: Ask) -> None:
+        """Another epoch: what is not answered is asked again."""
+        self._ask = ask
+        self._say_whether_we_count()
+        due = self._values
+        if due is not None:
+            if self._server.staleness == 0:
+                self._undo(due)
+            for slot in [slot for slot in due.requests if slot in due.open]:
+                request, body = due.requests[slot]
+                ask(slot, (request.head(), *body))
+        if self._samples is not None:
+            _, request, body = self._samples
+            ask(0, (request.head(), *body))
+
+    def leave(self) -> None:
+        """The epoch is over. What was coded against what a holder knew of us begins anew."""
+        self._ask = None
+        if self._server.pull != Identity():
+            self._have = [-1] * len(self._slots)
+
+    def out(self) -> list[int]:
+        """We are in no epoch any more; the orders that nobody will carry out."""
+        self.leave()
+        numbers = [due.number for due in (self._values,) if due is not None]
+        numbers += [self._samples[0]] if self._samples is not None else []
+        self._values = self._samples = None
+        self._counted = self._server.staleness == 0
+        self._have = [-1] * len(self._slots)
+        return numbers
+
+    def answered(self, slot: int, payload: Payload) -> None:
+        """Values of a slot.
+
+        Raises:
+            ProtocolError: they are none.
+        """
+        due = self._values
+        if due is None or slot not in due.open:
+            raise ProtocolError(f"slot {slot} answers what was not asked; this is a bug, please report it")
+        kind, version, slowest = (int(x) for x in payload[0].tolist())
+        self._take(self._slots[slot], kind, payload[1:])
+        self._have[slot] = version
+        self._seen = max(self._seen, slowest)
+        due.open.remove(slot)
+        if not due.open:
+            self._values = None
+            if self._server.staleness == 0:
+                self._clock = max(self._clock, self._seen)
+            self._ended(due.number, None)
+
+    def leased(self, payload: Payload) -> None:
+        """About samples.
+
+        Raises:
+            ProtocolError: nobody asked.
+        """
+        if self._samples is None:
+            raise ProtocolError("samples come that were not asked for; this is a bug, please report it")
+        number, request, _ = self._samples
+        about = payload[0]
+        if request.kind == LEASE and about[0] == WAIT:
+            self._count(False)
+            return
+        self._samples = None
+        if request.kind == LEASE and about[0] == FENCE:
+            self._count(False)
+        elif request.kind == LEASE and about[0] == GRANTED:
+            self._lease = int(about[2]) if about.numel() > 2 else -1
+            self._count(True)
+        self._ended(number, about)
+
+    # What is sent
+
+    def _undo(self, due: _Due) -> None:
+        """A step that some slots had made, and others not, is undone: what we had of it is nothing."""
+        for slot in set(due.requests) - due.open:
+            request, body = due.requests[slot]
+            due.requests[slot] = replace(request, have=-1), body
+        due.open |= set(due.requests)
+
+    def _begin(self, number: int, requests: dict[int, tuple[Request, Payload]]) -> None:
+        if not requests:
+            self._ended(number, None)
+            return
+        self._values = _Due(number, requests, set(requests))
+        if self._ask is not None:
+            for slot, (request, body) in requests.items():
+                self._ask(slot, (request.head(), *body))
+
+    def _sample(self, number: int, request: Request, body: Payload) -> None:
+        self._samples = number, request, body
+        if self._ask is not None:
+            self._ask(0, (request.head(), *body))
+
+    def _count(self, counted: bool) -> None:
+        """Are the others to wait for us, where they wait?"""
+        if counted != self._counted and self._server.staleness != 0:
+            self._counted = counted
+            if counted:
+                self._clock = max(self._clock, self._seen)
+            self._say_whether_we_count()
+
+    def _say_whether_we_count(self) -> None:
+        if self._ask is None or not self._server.staleness:
+            return
+        at = self._clock - (self._values is not None)
+        for slot in self._slots:
+            self._ask(slot.number, (Request(PAUSE, self._me, at, weight=float(self._counted)).head(),))
+
+    def _by_priority(self) -> Sequence[Slot]:
+        """What the next forward pass needs first goes first: buckets hold the last layers first."""
+        return sorted(self._slots, key=lambda slot: -slot.bucket)
+
+    def _pull(self, slot: Slot) -> Request:
+        return Request(PULL, self._me, self._clock, self._have[slot.number])
+
+    def _written(self, slot: Slot) -> Payload:
+        """Our part of a slot, as it travels."""
+        part = self._memory.part(slot)
+        if slot.width or self._codec == Identity():
+            return part
+        cell = self._cells[slot.number]
+        before = cell.state if cell.state is not None else self._codec.init(cell.like)
+        payload, cell.state = self._codec.encode(part[0], cell.like, before)
+        _, cell.state = self._codec.decode(payload, cell.like, cell.state)
+        return payload
+
+    def _take(self, slot: Slot, kind: int, body: Payload) -> None:
+        values = self._memory.values(slot)
+        if kind == WHOLE:
+            if body[0].data_ptr() != values.data_ptr():
+                values.copy_(body[0])
+        elif kind == SOME:
+            values.view(-1, slot.width)[body[0]] = body[1].view(-1, slot.width)
+        elif kind == CHANGED:
+            like = self._cells[slot.number].like
+            before = self._pulled[slot.number]
+            change, after = self._server.pull.decode(body, like, self._server.pull.init(like) if before is None else before)
+            self._pulled[slot.number] = after
+            values.add_(change.reshape(-1))

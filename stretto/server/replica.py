@@ -1,0 +1,133 @@
+"""One slot at one holder, for one epoch: a link of its chain.
+
+Theory of operation: chain replication (van Renesse and Schneider, OSDI 2004). What changes a slot goes to the first
+of its chain, which carries it out and hands it on; so does everybody, in the same order. Only the last one answers. So
+whatever an agent was told, all of the chain have; and whoever is first among those who are left has at least what the
+others have. One who asks without changing anything asks the last one, and so never hears what may yet be lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import torch
+from torch import Tensor
+
+from stretto.codecs.identity import Identity
+from stretto.core import ANY, Codec, Like, Link, Payload, State
+from stretto.errors import ProtocolError
+from stretto.server.messages import (
+    ANSWER,
+    CHANGED,
+    LEASED,
+    PULL,
+    REQUEST,
+    SAME,
+    SOME,
+    WHOLE,
+    Request,
+    numbers,
+    read_request,
+)
+from stretto.server.stock import Stock
+
+Send = Callable[[int, Payload, int], None]
+"""To a rank, which may be ours, by a tag."""
+
+
+class Replica:
+    """``uids`` of all members by rank; ``send`` over the slot's link, where ``idle()`` tells whether all has left."""
+
+    def __init__(
+        self,
+        stock: Stock,
+        pull: Codec,
+        like: Like,
+        chain: Sequence[int],
+        uids: Sequence[int],
+        rank: int,
+        send: Send,
+        idle: Callable[[], bool],
+    ) -> None:
+        self.stock = stock
+        place = list(chain).index(rank)
+        self._next = chain[place + 1] if place + 1 < len(chain) else None
+        self._ranks = {uid: other for other, uid in enumerate(uids)}
+        self._send, self._idle = send, idle
+        self._pull, self._like = pull, like
+        self._seen: dict[int, tuple[Tensor, State]] = {}
+
+    def receive(self, request: Request, body: Payload) -> None:
+        """From an agent, or from the one before us.
+
+        Raises:
+            ProtocolError: it does not fit.
+            DamagedPayload: it cannot be decoded.
+        """
+        if not request.changes:
+            self._tell(request)
+            return
+        if not self._idle():
+            self.stock.shard.move()
+        replies = self.stock.apply(request, body)
+        if self._next is not None:
+            self._send(self._next, (request.head(), *body), REQUEST)
+            return
+        for reply in replies:
+            if reply.about is None:
+                self._answer(reply.request)
+            else:
+                self._send(self._ranks[reply.uid], (reply.about,), LEASED)
+
+    def _tell(self, request: Request) -> None:
+        if self._next is not None:
+            raise ProtocolError(f"slot {self.stock.slot.number} answers at the end of its chain, and here is no end")
+        if request.kind == PULL:
+            self._answer(request)
+            return
+        text = msgspec.json.encode(self.stock.ledger)
+        self._send(self._ranks[request.uid], (torch.frombuffer(bytearray(text), dtype=torch.uint8),), LEASED)
+
+    def _answer(self, request: Request) -> None:
+        """Give it the values: as few bytes as that takes."""
+        shard, uid = self.stock.shard, request.uid
+        about = (shard.version, shard.slowest)
+        payload: Payload
+        if request.have == shard.version:
+            payload = (numbers(SAME, *about),)
+        elif self.stock.slot.width and 0 <= request.have < shard.version and (rows := self._rows(request.have)):
+            payload = (numbers(SOME, *about), *rows)
+        elif self._pull != Identity() and uid in self._seen and request.have >= 0:
+            payload = (numbers(CHANGED, *about), *self._difference(uid))
+        else:
+            payload = (numbers(WHOLE, *about), shard.values)
+            if self._pull != Identity():
+                self._seen[uid] = shard.values.clone(), self._pull.init(self._like)
+        self._send(self._ranks[uid], payload, ANSWER)
+
+    def _rows(self, have: int) -> Payload | None:
+        """What changed of a table; None where that is most of it."""
+        shard, slot = self.stock.shard, self.stock.slot
+        rows = shard.rows_since(have)
+        table = shard.values.view(-1, slot.width)
+        return (rows, table[rows].reshape(-1)) if 2 * rows.numel() < len(table) else None
+
+    def _difference(self, uid: int) -> Payload:
+        """What the values are beyond those that it has, coded; we keep what it then has."""
+        seen, coding = self._seen[uid]
+        payload, coding = self._pull.encode(self.stock.shard.values - seen, self._like, coding)
+        change, coding = self._pull.decode(payload, self._like, coding)
+        self._seen[uid] = seen.add_(change), coding
+        return payload
+
+
+async def serve(link: Link, replica: Replica) -> None:
+    """Carry out what comes over the slot's link, in the order in which it comes.
+
+    Raises:
+        PeerLost: nobody is left.
+        ProtocolError, DamagedPayload: it is nothing that could be carried out.
+    """
+    while True:
+        replica.receive(*read_request(await link.recv(ANY, REQUEST)))

@@ -1,0 +1,246 @@
+"""One slot at one holder, with all that is decided there: a state machine without I/O.
+
+The same requests in the same order make the same state at every holder of a chain. The slot with number 0 also deals
+the samples, and says when all are to stop at a fence.
+
+What agents wait for (values that their bound does not allow yet, samples that are not free yet) is no state: they ask
+again when another epoch begins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from stretto import state
+from stretto.core import Codec, Like, Payload
+from stretto.errors import ProtocolError
+from stretto.ledger import Ledger
+from stretto.server.leases import Lease, Leases
+from stretto.server.messages import (
+    DEAL,
+    END,
+    FENCE,
+    GRANTED,
+    LEASE,
+    LOAD,
+    PAUSE,
+    PUSH,
+    WAIT,
+    Request,
+    numbers,
+)
+from stretto.server.rules import Rule
+from stretto.server.shard import Push, Rows, Shard
+from stretto.server.space import Slot
+from stretto.server.value import Server
+
+
+class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is dealt: from ``ledger`` on, ``batch_size`` samples an agent and step, for so many epochs."""
+
+    ledger: Ledger
+    batch_size: int
+    epochs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """To ``uid``: its ``request`` is carried out; ``about`` is what was decided about samples, else it gets values."""
+
+    uid: int
+    request: Request
+    about: Tensor | None = None
+
+
+class Stock:
+    """``like``: of the slot's elements, for ``codec``, by which pushes come. ``values`` (1-d) are where it begins."""
+
+    def __init__(self, slot: Slot, server: Server, rule: Rule, codec: Codec, like: Like, values: Tensor) -> None:
+        self.slot = slot
+        self.shard = Shard(slot, server, rule, values)
+        self.fences = 0
+        self._rule, self._server, self._codec, self._like = rule, server, codec, like
+        self._coding = codec.init(like)
+        self._members: tuple[int, ...] = ()
+        self._passes = 0
+        self._leases: Leases | None = None
+        self._before: Any = None
+        self._waiting: dict[int, Request] = {}
+        self._asking: dict[int, Request] = {}
+        self._told: set[int] = set()
+        self._trained: dict[int, int] = {}
+
+    @property
+    def version(self) -> int:
+        return self.shard.version
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """What is trained."""
+        return self._leases.ledger if self._leases is not None else None
+
+    def enter(self, members: tuple[int, ...], clock: int | None) -> None:
+        """Another epoch begins, of these members (uids by rank); ``clock``: to which all slots go back."""
+        self._waiting.clear()
+        self._asking.clear()
+        self._told.clear()
+        self._trained.clear()
+        self._members = members
+        if clock is not None:
+            undone = self.shard.version > clock
+            self.shard.settle(clock)
+            if undone and self._leases is not None:
+                self._leases.load(self._before)
+        new = [uid for uid in members if uid not in self.shard.clocks]
+        self.shard.enter(members, floor=0)
+        if self._server.staleness != 0:
+            for uid in new:
+                self.shard.pause(uid)
+        if self._leases is not None:
+            self._leases.enter(members)
+
+    def apply(self, request: Request, body: Payload) -> list[Reply]:
+        """Carry ``request`` out; what can be answered now, of it and of those before it.
+
+        Raises:
+            ProtocolError: it does not fit this slot.
+            DamagedPayload: it cannot be decoded.
+        """
+        match request.kind:
+            case _ if request.uid not in self._members:
+                raise ProtocolError(f"slot {self.slot.number} is asked by {request.uid}, who is no member")
+            case kind if kind == PUSH:
+                self._push(request, body)
+            case kind if kind == PAUSE and request.weight:
+                self.shard.resume(request.uid, request.clock)
+            case kind if kind == PAUSE:
+                self.shard.pause(request.uid)
+            case kind if kind == LEASE:
+                self._asking[request.uid] = request
+                self._told.discard(request.uid)
+            case kind if kind == DEAL:
+                self._deal(request, body)
+                return [Reply(request.uid, request, numbers(GRANTED, self.fences))]
+            case kind if kind == LOAD:
+                self.load(state.unpack(body[0]))
+                self._waiting[request.uid] = request
+        return [*self._answered(), *self._dealt()]
+
+    def state(self) -> dict[str, Any]:
+        """All of it, in plain values."""
+        return {
+            "shard": self.shard.state(),
+            "fences": self.fences,
+            "passes": self._passes,
+            "leases": self._leases.state() if self._leases is not None else None,
+            "before": self._before,
+        }
+
+    def load(self, found: dict[str, Any]) -> None:
+        """Be as another one of this slot's."""
+        self.shard.load(found["shard"])
+        self.fences, self._passes, self._before = found["fences"], found["passes"], found["before"]
+        if found["leases"] is not None:
+            self._leases = Leases.of(found["leases"], static=self._server.staleness == 0)
+            self._leases.enter(self._members)
+
+    # Values
+
+    def _push(self, request: Request, body: Payload) -> None:
+        shard, version = self.shard, self.shard.version
+        push = Push(request.uid, request.clock, request.have, request.weight, request.more, request.lease)
+        fresh = shard.push(push, self._update(request, body))
+        self._waiting[request.uid] = request
+        if not fresh or self._leases is None or request.lease < 0:
+            return
+        self._trained[request.uid] = request.lease
+        if self._server.staleness == 0 and shard.version == version:
+            return
+        if self._server.staleness == 0:
+            self._before = self._leases.state()
+        for uid in self._members:
+            if uid in self._trained:
+                self._leases.commit(uid, self._trained.pop(uid))
+
+    def _update(self, request: Request, body: Payload) -> Tensor | Rows:
+        slot = self.slot
+        if slot.width:
+            if not body:
+                return Rows(torch.zeros(0, dtype=torch.int64), torch.zeros(0, slot.width, dtype=self._like.dtype))
+            if len(body) != 2:
+                raise ProtocolError(f"slot {slot.number} is a table: {request.uid} pushes no rows")
+            return Rows(body[0], body[1].view(-1, slot.width))
+        if not body:
+            return torch.zeros(slot.stop - slot.start, dtype=self._like.dtype)
+        x, self._coding = self._codec.decode(body, self._like, self._coding)
+        return x.reshape(-1)
+
+    def _answered(self) -> list[Reply]:
+        replies = []
+        for uid, request in list(self._waiting.items()):
+            if request.kind == LOAD or self.shard.may(uid, request.clock):
+                del self._waiting[uid]
+                self.shard.sent(uid)
+                replies.append(Reply(uid, request))
+        return replies
+
+    # Samples
+
+    def _deal(self, request: Request, body: Payload) -> None:
+        """Pass ``request.clock`` over the data begins, unless somebody has begun it."""
+        if request.clock <= self._passes:
+            return
+        self._passes = request.clock
+        terms = msgspec.json.decode(bytes(body[0].numpy()), type=Terms)
+        self._leases = Leases(terms.ledger, terms.batch_size, terms.epochs, static=self._server.staleness == 0)
+        self._leases.enter(self._members)
+
+    def _dealt(self) -> list[Reply]:
+        """To whom something can be said about samples now."""
+        if not self._asking:
+            return []
+        over = self._leases is not None and self._leases.over
+        if not over and any(r.weight > 0 and r.have == self.fences for r in self._asking.values()):
+            self.fences += 1
+        replies = []
+        for uid, request in list(self._asking.items()):
+            about = self._about(uid, request)
+            if about is None and uid in self._told:
+                continue
+            if about is None:
+                self._told.add(uid)
+                about = numbers(WAIT, self.fences)
+            else:
+                del self._asking[uid]
+            replies.append(Reply(uid, request, about))
+        return replies
+
+    def _about(self, uid: int, request: Request) -> Tensor | None:
+        """What becomes of an agent's wish for samples; None: it waits. ``have``: fences that it has stopped at."""
+        leases = self._leases
+        if request.have < self.fences and not (leases is not None and leases.begun(request.clock)):
+            return numbers(FENCE, self.fences)
+        if leases is None:
+            return numbers(GRANTED, self.fences)
+        if leases.over:
+            return numbers(END, self.fences)
+        lease = leases.held(uid, request.lease) or leases.lease(uid, request.clock, int(request.more[0]))
+        return None if lease is None else written(lease, self.fences)
+
+
+def written(lease: Lease, fences: int) -> Tensor:
+    """A lease as numbers."""
+    edges = [edge for piece in lease.ranges for edge in piece]
+    return numbers(GRANTED, fences, lease.number, lease.epoch, lease.share, lease.last, *edges)
+
+
+def read_lease(about: Tensor) -> Lease:
+    """The lease that :func:`written` wrote."""
+    number, epoch, share, last, *edges = about[2:].tolist()
+    ranges = tuple((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True))
+    return Lease(int(number), int(epoch), ranges, share, bool(last))
