@@ -7,7 +7,7 @@ gradients) is a bucket of its own, of which rows are pushed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from stretto.errors import UsageError
 from stretto.server.rules import Rule
 from stretto.server.space import Extent
 from stretto.session import Layout
-from stretto.tables import Gathered, gather, is_sparse
+from stretto.tables import Shelf, rows_of, tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +36,31 @@ class Bucket:
 class Pushed:
     """The parameters that ``optimizer`` steps, of ``models``.
 
+    ``grow(nbytes)`` gives memory (uint8) that this agent's courier sees, and which is this agent's own.
+
     Raises:
         UsageError: a server cannot do what this optimizer does.
     """
 
-    def __init__(self, models: Sequence[nn.Module], optimizer: Optimizer, room: Room, most: int = BUCKET) -> None:
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        optimizer: Optimizer,
+        room: Room,
+        grow: Callable[[int], Tensor],
+        most: int = BUCKET,
+    ) -> None:
         self.rule = Rule.of(optimizer)
         self._optimizer, self._room = optimizer, room
         self._groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        sparse = {id(p) for model in models for p in is_sparse(model)}
+        sparse = {id(p) for p in tables(models)}
         parameters = [p for p in _all(models) if id(p) in self._groups and p.requires_grad]
         dense = [p for p in parameters if id(p) not in sparse]
         plans = plan_buckets([(p.numel(), p.dtype) for p in dense], most=most)
         members = [tuple(dense[piece.parameter] for piece in plan.pieces) for plan in plans]
-        tables = [p for p in parameters if id(p) in sparse]
-        self.buckets = [self._bucket(ps) for ps in members] + [self._bucket((p,), p.shape[1]) for p in tables]
-        self._gathered: dict[int, Gathered] = {}
+        rowed = [p for p in parameters if id(p) in sparse]
+        self.buckets = [self._bucket(ps) for ps in members] + [self._bucket((p,), p.shape[1]) for p in rowed]
+        self._shelves = {id(p): Shelf(p, grow) for p in rowed}
         self._put_aside: list[tuple[nn.Parameter, Tensor]] = []
 
     def _bucket(self, parameters: tuple[nn.Parameter, ...], width: int = 0) -> Bucket:
@@ -100,11 +109,9 @@ class Pushed:
     def take(self) -> list[tuple[Tensor, ...]]:
         """What is to be pushed, by bucket; until :meth:`give_back` parameters have no gradients."""
         parts: list[tuple[Tensor, ...]] = []
-        for number, bucket in enumerate(self.buckets):
+        for bucket in self.buckets:
             if bucket.width:
-                (table,) = bucket.parameters
-                rows = self._gathered.setdefault(number, Gathered(self._room.allocate))
-                parts.append(gather(table.grad, rows, bucket.width, table.dtype))
+                parts.append(self._rows(*bucket.parameters))
             else:
                 for p, flat in zip(bucket.parameters, _cut(bucket, bucket.flat), strict=True):
                     _take(p, flat)
@@ -114,6 +121,13 @@ class Pushed:
                     self._put_aside.append((p, p.grad))
                     p.grad = None
         return parts
+
+    def _rows(self, table: nn.Parameter) -> tuple[Tensor, ...]:
+        """What was found of some rows."""
+        if table.grad is None:
+            return ()
+        (rows,) = self._shelves[id(table)].put(rows_of(table.grad))
+        return rows.rows, rows.values.reshape(-1)
 
     def give_back(self) -> None:
         """Gradients are where they were."""

@@ -34,6 +34,10 @@ class Wire(Protocol):
     def agree(self, given: Sequence[Given], *, fence: bool) -> Awaitable[Closing]: ...
 
     @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
     def saves(self) -> bool:
         """Are checkpoints written?"""
         ...
@@ -57,13 +61,21 @@ class Pushing:
     Args:
         notice: two tensors, as for :class:`stretto.loose.Loose`.
         words: :data:`WORDS` bytes that the courier sees.
+        together: every step is one of all.
         late: we are new: first of all we stop at a fence, where we are let in.
     """
 
     def __init__(
-        self, pushed: Pushed, notice: tuple[Tensor, Tensor], words: Tensor, wire: Wire, *, late: bool
+        self,
+        pushed: Pushed,
+        notice: tuple[Tensor, Tensor],
+        words: Tensor,
+        wire: Wire,
+        *,
+        late: bool,
+        together: bool,
     ) -> None:
-        self.pushed = pushed
+        self.pushed, self._together = pushed, together
         self._notice, self._wire, self._late = notice, wire, late
         self._about, self._ledger = words[:-_LEDGER].view(torch.float64), words[-_LEDGER:]
         self._passes = self._fences = self._steps = self._batch = 0
@@ -92,7 +104,8 @@ class Pushing:
 
     async def next(self) -> Lease | None:
         """What to train next; None at the end."""
-        await self._skip()
+        if self._lease is not None and self._together:
+            await self._skip()
         about = await self._turn()
         self._lease = read_lease(about) if about is not None else None
         return self._lease
@@ -129,14 +142,15 @@ class Pushing:
                 return about
 
     async def _skip(self) -> None:
-        """A batch was handed out, and no step made: its samples are trained, and nothing is pushed."""
+        """A batch was handed out and no step made, where every step is one of all: we have nothing to give to it."""
         lease, self._lease = self._lease, None
         if lease is not None:
             nothing = [() for _ in self.pushed.buckets]
             self._late |= not await self._wire.push(0.0, lease.number, self.pushed.hyper, nothing)
 
     def _ask(self) -> Awaitable[bool]:
-        self._about[:3] = torch.tensor([self._batch, any(self._wire.wishes()), self._fences])
+        idle = self._lease is not None
+        self._about[:4] = torch.tensor([self._batch, any(self._wire.wishes()), self._fences, idle])
         return self._wire.ask("lease", self._about)
 
     # Fences
@@ -162,6 +176,7 @@ class Pushing:
         await self._wire.ask("pull", self._about)
         await self._wire.ask("read", self._ledger)
         if self._wire.saves and (save > 0 or last):
+            self._about[:2] = torch.tensor([self._wire.rank, self._wire.size])
             await self._wire.ask("keep", self._about)
         self._wire.stood(closing, bytes(_said(self._ledger).numpy()), save=save > 0)
         await self._agree(fence=False)

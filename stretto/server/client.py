@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from stretto import state
 from stretto.codecs.identity import Identity
 from stretto.core import Cell, Codec, Payload, State
 from stretto.errors import ProtocolError
 from stretto.server.messages import (
     CHANGED,
+    COPIED,
+    COPY,
     DEAL,
     FENCE,
     GRANTED,
@@ -64,7 +65,10 @@ class _Due:
 
 
 class Client:
-    """``ended(number, about)``: an order of the trainer's is carried out; what is to be told it."""
+    """``ended(number, about)``: an order of the trainer's is carried out; what is to be told it.
+
+    ``corrected(number, about)``: of one that was carried out, before that of the push under way is.
+    """
 
     def __init__(
         self,
@@ -75,9 +79,10 @@ class Client:
         cells: Sequence[Cell],
         memory: Memory,
         ended: Callable[[int, Tensor | None], None],
+        corrected: Callable[[int, Tensor], None],
     ) -> None:
         self._me, self._slots, self._server, self._codec, self._cells = me, slots, server, codec, cells
-        self._memory, self._ended = memory, ended
+        self._memory, self._ended, self._corrected = memory, ended, corrected
         self._ask: Ask | None = None
         self._clock = self._seen = 0
         self._counted = server.staleness == 0
@@ -85,7 +90,10 @@ class Client:
         self._pulled: list[State] = [None] * len(slots)
         self._values: _Due | None = None
         self._samples: tuple[int, Request, Payload] | None = None
+        self._ahead: tuple[int, Request] | None = None
+        self._again = False
         self._lease = -1
+        self.kept: dict[int, Tensor] = {}
 
     @property
     def waits(self) -> bool:
@@ -107,20 +115,31 @@ class Client:
         """Get the values as they are."""
         self._begin(number, {s.number: (self._pull(s), ()) for s in self._by_priority()})
 
-    def load(self, number: int, states: Mapping[int, Any]) -> None:
-        """Let these slots be so, and get their values."""
-        self._begin(
-            number, {slot: (Request(LOAD, self._me), (state.packed(found),)) for slot, found in states.items()}
-        )
+    def load(self, number: int, states: Mapping[int, Tensor]) -> None:
+        """Let these slots be so (packed, uint8), and get their values."""
+        self._begin(number, {slot: (Request(LOAD, self._me), (found,)) for slot, found in states.items()})
+
+    def keep(self, number: int, rank: int, size: int) -> None:
+        """Get a copy of every ``size``-th slot, from ``rank`` on: packed, in :attr:`kept`."""
+        self.kept = {}
+        ours = [slot.number for slot in self._slots if slot.number % size == rank]
+        self._begin(number, {slot: (Request(COPY, self._me), ()) for slot in ours})
 
     def deal(self, number: int, passes: int, terms: Tensor) -> None:
         """A pass over the data begins; who says so first, says on what terms."""
         self._sample(number, Request(DEAL, self._me, passes), (terms.clone(),))
 
-    def lease(self, number: int, batch: float, wish: bool, fences: int) -> None:
-        """Ask for samples. ``wish``: that all stop at a fence; ``fences``: that we have stopped at."""
-        more = torch.tensor([batch], dtype=torch.float64)
-        self._sample(number, Request(LEASE, self._me, self._clock + 1, fences, float(wish), self._lease, more), ())
+    def lease(self, number: int, batch: float, wish: bool, fences: int, idle: bool) -> None:
+        """Ask for samples.
+
+        Args:
+            wish: all are to stop at a fence; ``fences``: that we have stopped at.
+            idle: what we have had before we have not pushed.
+        """
+        more = torch.tensor([batch, idle], dtype=torch.float64)
+        request = Request(LEASE, self._me, self._clock + 1, fences, float(wish), self._lease, more)
+        self._ahead = (number, request) if self._values is not None and self._server.staleness == 0 else None
+        self._sample(number, request, ())
 
     def read(self, number: int) -> None:
         """What is trained?"""
@@ -136,6 +155,8 @@ class Client:
         if due is not None:
             if self._server.staleness == 0:
                 self._undo(due)
+                if self._samples is None and self._ahead is not None:  # what was dealt of the step after may be void
+                    self._samples, self._again = (*self._ahead, ()), True
             for slot in [slot for slot in due.requests if slot in due.open]:
                 request, body = due.requests[slot]
                 ask(slot, (request.head(), *body))
@@ -154,7 +175,8 @@ class Client:
         self.leave()
         numbers = [due.number for due in (self._values,) if due is not None]
         numbers += [self._samples[0]] if self._samples is not None else []
-        self._values = self._samples = None
+        self._values = self._samples = self._ahead = None
+        self._again = False
         self._counted = self._server.staleness == 0
         self._have = [-1] * len(self._slots)
         return numbers
@@ -169,11 +191,19 @@ class Client:
         if due is None or slot not in due.open:
             raise ProtocolError(f"slot {slot} answers what was not asked; this is a bug, please report it")
         kind, version, slowest = (int(x) for x in payload[0].tolist())
-        self._take(self._slots[slot], kind, payload[1:])
-        self._have[slot] = version
+        if kind == COPIED:
+            self.kept[slot] = payload[1].clone()
+        else:
+            self._take(self._slots[slot], kind, payload[1:])
+            self._have[slot] = version
         self._seen = max(self._seen, slowest)
         due.open.remove(slot)
-        if not due.open:
+        self._close()
+
+    def _close(self) -> None:
+        """The order about values is carried out, if all have answered."""
+        due = self._values
+        if due is not None and not due.open and not self._again:
             self._values = None
             if self._server.staleness == 0:
                 self._clock = max(self._clock, self._seen)
@@ -198,7 +228,12 @@ class Client:
         elif request.kind == LEASE and about[0] == GRANTED:
             self._lease = int(about[2]) if about.numel() > 2 else -1
             self._count(True)
-        self._ended(number, about)
+        if self._again:
+            self._again = False
+            self._corrected(number, about)
+            self._close()
+        else:
+            self._ended(number, about)
 
     # What is sent
 

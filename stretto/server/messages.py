@@ -19,14 +19,14 @@ from stretto.errors import ProtocolError
 REQUEST, ANSWER, LEASED, STATE, TAKEN = range(5)
 """Tags on a slot's link: what is asked; values; answers about samples; a slot given to a new holder; it has it."""
 
-PUSH, PAUSE, LEASE, DEAL, LOAD, PULL, READ = range(7)
+PUSH, PAUSE, LEASE, DEAL, LOAD, PULL, READ, COPY = range(8)
 """Kinds of requests. The first five change the slot and go down its chain; the others ask its tail."""
 
 GRANTED, FENCE, END, WAIT = range(4)
 """How a request for samples ends: here they are; all stop at a fence first; there are none; none yet."""
 
-SAME, WHOLE, CHANGED, SOME = range(4)
-"""What an answer holds: nothing new; all values; by what they changed, coded; the rows that changed."""
+SAME, WHOLE, CHANGED, SOME, COPIED = range(5)
+"""What an answer holds: nothing new; all values; by what they changed, coded; the rows that changed; all of the slot."""
 
 _FIXED: Final = 6
 _NOTHING: Final = torch.zeros(0, dtype=torch.float64)
@@ -73,7 +73,7 @@ def read_request(message: Message) -> tuple[Request, Payload]:
     if head is None or head.dtype != torch.float64 or head.numel() < _FIXED:
         raise ProtocolError(f"agent {message.src} sent no request: do all agents run the same version and strategy?")
     kind, uid, clock, have, weight, lease = head[:_FIXED].tolist()
-    if not 0 <= kind <= READ:
+    if not 0 <= kind <= COPY:
         raise ProtocolError(f"agent {message.src} asks for {kind}, which is nothing that a server does")
     return Request(int(kind), int(uid), int(clock), int(have), weight, int(lease), head[_FIXED:]), message.payload[1:]
 

@@ -14,12 +14,15 @@ import msgspec
 import torch
 from torch import Tensor
 
+from stretto import state
 from stretto.codecs.identity import Identity
 from stretto.core import ANY, Codec, Like, Link, Payload, State
 from stretto.errors import ProtocolError
 from stretto.server.messages import (
     ANSWER,
     CHANGED,
+    COPIED,
+    COPY,
     LEASED,
     PULL,
     REQUEST,
@@ -85,6 +88,11 @@ class Replica:
             raise ProtocolError(f"slot {self.stock.slot.number} answers at the end of its chain, and here is no end")
         if request.kind == PULL:
             self._answer(request)
+            return
+        if request.kind == COPY:
+            shard = self.stock.shard
+            payload = (numbers(COPIED, shard.version, shard.slowest), state.packed(self.stock.state()))
+            self._send(self._ranks[request.uid], payload, ANSWER)
             return
         text = msgspec.json.encode(self.stock.ledger)
         self._send(self._ranks[request.uid], (torch.frombuffer(bytearray(text), dtype=torch.uint8),), LEASED)

@@ -114,9 +114,10 @@ class Shard:
         self._paused.add(uid)
         self._together()
 
-    def resume(self, uid: int) -> None:
-        """It trains again."""
+    def resume(self, uid: int, clock: int) -> None:
+        """It trains again, having pushed ``clock`` steps, as it counts."""
         self._paused.discard(uid)
+        self.clocks[uid] = max(self.clocks[uid], clock)
 
     @property
     def slowest(self) -> int:

@@ -20,7 +20,7 @@ from stretto import state
 from stretto.core import Codec, Like, Payload
 from stretto.errors import ProtocolError
 from stretto.ledger import Ledger
-from stretto.server.leases import Lease, Leases
+from stretto.server.leases import End, Lease, Leases
 from stretto.server.messages import (
     DEAL,
     END,
@@ -67,13 +67,12 @@ class Stock:
         self._rule, self._server, self._codec, self._like = rule, server, codec, like
         self._coding = codec.init(like)
         self._members: tuple[int, ...] = ()
-        self._passes = 0
+        self._passes = self._base = 0
+        self._terms: Terms | None = None
         self._leases: Leases | None = None
-        self._before: Any = None
         self._waiting: dict[int, Request] = {}
         self._asking: dict[int, Request] = {}
         self._told: set[int] = set()
-        self._trained: dict[int, int] = {}
 
     @property
     def version(self) -> int:
@@ -89,13 +88,11 @@ class Stock:
         self._waiting.clear()
         self._asking.clear()
         self._told.clear()
-        self._trained.clear()
         self._members = members
         if clock is not None:
-            undone = self.shard.version > clock
             self.shard.settle(clock)
-            if undone and self._leases is not None:
-                self._leases.load(self._before)
+            if self._leases is not None:
+                self._leases.settle(clock - self._base)
         new = [uid for uid in members if uid not in self.shard.clocks]
         self.shard.enter(members, floor=0)
         if self._server.staleness != 0:
@@ -127,7 +124,7 @@ class Stock:
                 self._deal(request, body)
                 return [Reply(request.uid, request, numbers(GRANTED, self.fences))]
             case kind if kind == LOAD:
-                self.load(state.unpack(body[0]))
+                self._begin(state.unpack(body[0]))
                 self._waiting[request.uid] = request
         return [*self._answered(), *self._dealt()]
 
@@ -137,35 +134,41 @@ class Stock:
             "shard": self.shard.state(),
             "fences": self.fences,
             "passes": self._passes,
+            "base": self._base,
+            "terms": msgspec.to_builtins(self._terms) if self._terms is not None else None,
             "leases": self._leases.state() if self._leases is not None else None,
-            "before": self._before,
         }
 
     def load(self, found: dict[str, Any]) -> None:
         """Be as another one of this slot's."""
         self.shard.load(found["shard"])
-        self.fences, self._passes, self._before = found["fences"], found["passes"], found["before"]
-        if found["leases"] is not None:
-            self._leases = Leases.of(found["leases"], static=self._server.staleness == 0)
-            self._leases.enter(self._members)
+        self.fences, self._passes, self._base = found["fences"], found["passes"], found["base"]
+        self._terms = self._leases = None
+        if found["terms"] is not None:
+            self._terms = msgspec.convert(found["terms"], Terms)
+            self._leases = self._made(self._terms)
+            self._leases.load(found["leases"])
+
+    def _begin(self, found: dict[str, Any]) -> None:
+        """Another run, or this one, had these values: go on from there. What it dealt is dealt anew."""
+        self.shard.load(found["shard"])
+        self.shard.enter(self._members, floor=0)
+        for uid in self._members if self._server.staleness != 0 else ():
+            self.shard.pause(uid)
+        self._passes = self.fences = 0
+        self._terms = self._leases = None
 
     # Values
 
     def _push(self, request: Request, body: Payload) -> None:
-        shard, version = self.shard, self.shard.version
-        push = Push(request.uid, request.clock, request.have, request.weight, request.more, request.lease)
-        fresh = shard.push(push, self._update(request, body))
-        self._waiting[request.uid] = request
-        if not fresh or self._leases is None or request.lease < 0:
-            return
-        self._trained[request.uid] = request.lease
-        if self._server.staleness == 0 and shard.version == version:
-            return
-        if self._server.staleness == 0:
-            self._before = self._leases.state()
-        for uid in self._members:
-            if uid in self._trained:
-                self._leases.commit(uid, self._trained.pop(uid))
+        uid, leases = request.uid, self._leases
+        push = Push(uid, request.clock, request.have, request.weight, request.more, request.lease)
+        fresh = self.shard.push(push, self._update(request, body))
+        self._waiting[uid] = request
+        if fresh and leases is not None:
+            for number in leases.out_to(uid):
+                if number <= request.lease:
+                    leases.commit(uid, number)
 
     def _update(self, request: Request, body: Payload) -> Tensor | Rows:
         slot = self.slot
@@ -196,9 +199,16 @@ class Stock:
         if request.clock <= self._passes:
             return
         self._passes = request.clock
-        terms = msgspec.json.decode(bytes(body[0].numpy()), type=Terms)
-        self._leases = Leases(terms.ledger, terms.batch_size, terms.epochs, static=self._server.staleness == 0)
+        self._base = self.shard.version
+        self._terms = msgspec.json.decode(bytes(body[0].numpy()), type=Terms)
+        self._leases = self._made(self._terms)
         self._leases.enter(self._members)
+
+    def _made(self, terms: Terms) -> Leases:
+        ledger, static = terms.ledger, self._server.staleness == 0
+        return Leases(
+            ledger.samples, ledger.seed, ledger.shuffle, terms.batch_size, terms.epochs, static=static, ledger=ledger
+        )
 
     def _dealt(self) -> list[Reply]:
         """To whom something can be said about samples now."""
@@ -223,13 +233,15 @@ class Stock:
     def _about(self, uid: int, request: Request) -> Tensor | None:
         """What becomes of an agent's wish for samples; None: it waits. ``have``: fences that it has stopped at."""
         leases = self._leases
-        if request.have < self.fences and not (leases is not None and leases.begun(request.clock)):
+        clock = request.clock - self._base
+        if request.have < self.fences and not (leases is not None and leases.begun(clock)):
             return numbers(FENCE, self.fences)
         if leases is None:
             return numbers(GRANTED, self.fences)
-        if leases.over:
+        size, idle = int(request.more[0]), bool(request.more[1])
+        lease = leases.again(uid, request.lease) or leases.lease(uid, clock, size, idle=idle)
+        if isinstance(lease, End):
             return numbers(END, self.fences)
-        lease = leases.held(uid, request.lease) or leases.lease(uid, request.clock, int(request.more[0]))
         return None if lease is None else written(lease, self.fences)
 
 

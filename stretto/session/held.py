@@ -36,6 +36,8 @@ class Parts:
         part = self.parts[slot.bucket]
         if not slot.width:
             return (part[0][slot.start : slot.stop],)
+        if not part:
+            return ()
         rows, elements = part
         begin, end = slot.start // slot.width, slot.stop // slot.width
         first, last = torch.searchsorted(rows, torch.tensor([begin, end])).tolist()

@@ -30,6 +30,8 @@ from stretto.session.surroundings import Surroundings, Trainer
 
 _NOTHING: Final = 20
 """A tag by which nothing comes."""
+_RECENT: Final = 4
+"""Orders of which something may yet be said."""
 
 
 class Serving:
@@ -62,14 +64,15 @@ class Serving:
         self._gone: set[int] = set()
         self._told: dict[int, Tensor] = {}
         self._found: dict[int, Tensor] | None = None
-        self._kept: dict[int, Tensor] = {}
 
     def use(self, spec: Spec, layouts: Sequence[Layout], values: Sequence[Tensor]) -> None:
         """This agent pushes what is laid out like this, and gets ``values``."""
         held = self._held = Held(spec, self._meter)
         self._parts = Parts(values)
         cells = [Cell(held.like(slot, layouts, self._me)) for slot in held.slots]
-        self._client = Client(self._me, held.slots, held.server, held.codec, cells, self._parts, self._ended)
+        self._client = Client(
+            self._me, held.slots, held.server, held.codec, cells, self._parts, self._ended, self._corrected
+        )
         self._begin()
 
     # What the trainer orders
@@ -87,7 +90,7 @@ class Serving:
         What is said about samples comes in ``x``: its bytes, then that.
         """
         if self._is_inside(number):
-            self._told[number] = x
+            self._told = {n: y for n, y in self._told.items() if n > number - _RECENT} | {number: x}
             self._carefully(lambda: self._carry_out(number, what, x, clock))
 
     def _carry_out(self, number: int, what: str, x: Tensor, clock: int) -> None:
@@ -100,13 +103,13 @@ class Serving:
             case "deal":
                 client.deal(number, clock, x)
             case "lease":
-                batch, wish, fences = x[:3].tolist()
-                client.lease(number, batch, bool(wish), int(fences))
+                batch, wish, fences, idle = x[:4].tolist()
+                client.lease(number, batch, bool(wish), int(fences), bool(idle))
             case "read":
                 client.read(number)
             case "keep":
-                assert self._epoch is not None
-                ...
+                rank, size = x[:2].tolist()
+                client.keep(number, int(rank), int(size))
 
     @property
     def _asking(self) -> Client:
@@ -153,7 +156,8 @@ class Serving:
 
     def remembered(self) -> dict[str, Any]:
         """What was kept last, in plain values: this agent's part of the slots."""
-        return {str(number): kept for number, kept in self._kept.items()}
+        kept = self._client.kept if self._client is not None else {}
+        return {str(number): slot for number, slot in kept.items()}
 
     def restore(self, parts: Sequence[Mapping[str, Any]]) -> None:
         """What is loaded next is this."""
@@ -298,12 +302,14 @@ class Serving:
         self._running.append(self._around.spawn(_receive(self._around.link(settle_number()), peer, _NOTHING), ended))
 
     def _ended(self, number: int, about: Tensor | None) -> None:
-        x = self._told.pop(number, None)
-        if x is not None and about is not None:
-            raw = about.view(torch.uint8)
-            whole = torch.cat([torch.tensor([raw.numel()]).view(torch.uint8), raw])
-            x.view(torch.uint8)[: whole.numel()] = whole
+        if about is not None:
+            self._corrected(number, about)
         self._trainer.done(number, None)
+
+    def _corrected(self, number: int, about: Tensor) -> None:
+        raw = about.view(torch.uint8)
+        whole = torch.cat([torch.tensor([raw.numel()]).view(torch.uint8), raw])
+        self._told[number].view(torch.uint8)[: whole.numel()] = whole
 
     def _link(self, number: int) -> Link:
         return self._around.link(slot_number(number))

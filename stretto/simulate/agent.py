@@ -31,11 +31,13 @@ from stretto.membership.effects import (
     Timer,
 )
 from stretto.membership.messages import FOUNDER, Hello, Report, Seat
+from stretto.server.value import Server
 from stretto.session import Closing, Session
 from stretto.simulate.delayed import Delayed
 from stretto.simulate.drifts import Drifts
 from stretto.simulate.gradients import Gradients
 from stretto.simulate.port import Port
+from stretto.simulate.pushing import Pushers
 from stretto.simulate.promises import Broken, check_step
 from stretto.simulate.shown import shown
 from stretto.simulate.trainer import BUCKETS, NUMBERS, Trainer
@@ -100,10 +102,13 @@ class Agent:
         strategy = self.world.strategy
         steady = Delayed if strategy.landing.behind else Gradients
         kind = Drifts if strategy.signal == "drift" else steady
+        if isinstance(strategy.exchange, Server):
+            kind = Pushers
         self.trainer = kind(
             self, self.world.strategy, self.world.job, self.world.record, uids, self.uid, self.world.pace
         )
-        self._session.use(BUCKETS, self.world.strategy, self.trainer.layouts)
+        held = isinstance(strategy.exchange, Server)
+        self._session.use(BUCKETS, allreduce() if held else strategy, self.trainer.layouts)
         self._session.use(NUMBERS, allreduce())
         if self.uid in uids:
             self._install(view)

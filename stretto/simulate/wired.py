@@ -27,7 +27,7 @@ T = TypeVar("T")
 ROOM: Final = Room(lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8))
 
 
-class _Coming(Generic[T]):
+class Coming(Generic[T]):
     """What is waited for when, and if, somebody awaits it."""
 
     def __init__(self, wait: Callable[[], Coroutine[Any, Any, T]]) -> None:
@@ -139,7 +139,7 @@ class Wired(Trainer):
             self._order("mean", one.flat, group=BUCKETS, bucket=i, of=len(given), fence=fence, part=one.part)
             for i, one in enumerate(given)
         ]
-        return _Coming(lambda: self._last(orders))
+        return Coming(lambda: self._last(orders))
 
     async def _last(self, orders: Sequence[int]) -> Closing:
         closings = [await self._wait(order) for order in orders]
@@ -147,7 +147,7 @@ class Wired(Trainer):
 
     def mix(self, part: int, x: Tensor, clock: int) -> Awaitable[bool]:
         order = self._order("mix", x, group=BUCKETS, part=part, clock=clock)
-        return _Coming(lambda: self._mixed(order))
+        return Coming(lambda: self._mixed(order))
 
     async def _mixed(self, order: int) -> bool:
         return await self._wait(order) is None

@@ -1,6 +1,7 @@
 """Named points of the space of strategies, each a short file that returns a Strategy."""
 
 from stretto.strategies.allreduce import allreduce
+from stretto.strategies.asp import asp, bsp, ssp
 from stretto.strategies.async_gossip import async_gossip
 from stretto.strategies.decoupled_diloco import decoupled_diloco
 from stretto.strategies.delayed import delayed
@@ -18,8 +19,10 @@ from stretto.strategies.streaming_diloco import streaming_diloco
 
 __all__ = [
     "allreduce",
+    "asp",
     "async_easgd",
     "async_gossip",
+    "bsp",
     "decoupled_diloco",
     "delayed",
     "demo",
@@ -33,5 +36,6 @@ __all__ = [
     "post_local_sgd",
     "push_sum",
     "sparse_loco",
+    "ssp",
     "streaming_diloco",
 ]

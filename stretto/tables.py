@@ -1,0 +1,124 @@
+"""Tables: embeddings whose gradients are of some rows only. What a batch touched leaves as rows, and comes back as rows.
+
+    gradient (sparse, rows as they were looked up) ─ coalesced ─ cut by slots ─► Rows in memory that the courier sees
+    parameter ◄─ written ─ Rows that a holder sent
+
+A table is a parameter that only ``nn.Embedding`` or ``nn.EmbeddingBag`` with ``sparse=True`` hold.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from stretto.errors import UsageError
+from stretto.server import Rows
+
+_FEWEST: Final = 256
+"""Rows that there is room for at first, where the table has so many."""
+
+
+def tables(models: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of all ``models`` whose gradients are sparse, each once, in the order of modules.
+
+    >>> model = nn.Sequential(nn.EmbeddingBag(10, 4, sparse=True), nn.Linear(4, 2))
+    >>> [tuple(p.shape) for p in tables([model])]
+    [(10, 4)]
+
+    Raises:
+        UsageError: a module has one that would not stay sparse, or changes rows that no gradient speaks of.
+    """
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    others: dict[int, str] = {}
+    for model in models:
+        for path, module in model.named_modules():
+            for name, p in module.named_parameters(recurse=False):
+                if _sparse(module, path):
+                    found.setdefault(id(p), (path or "the model", p))
+                else:
+                    others.setdefault(id(p), f"{path}.{name}" if path else name)
+    for key, (path, _) in found.items():
+        if key in others:
+            raise UsageError(
+                f"{path} has sparse gradients and shares its weight as {others[key]}, whose gradients are not; "
+                f"give {path} sparse=False"
+            )
+    return [p for _, p in found.values() if p.requires_grad]
+
+
+def _sparse(module: nn.Module, path: str) -> bool:
+    if not isinstance(module, nn.Embedding | nn.EmbeddingBag) or not module.sparse:
+        return False
+    if module.max_norm is not None:
+        raise UsageError(
+            f"{path or 'the model'} has max_norm={module.max_norm:g}, which changes rows when they are looked up, and "
+            "no server hears of it: leave max_norm out, or sparse=True"
+        )
+    return True
+
+
+def rows_of(gradient: Tensor) -> Rows:
+    """What a sparse gradient ``[rows, width]`` says: each row that it speaks of once, in ascending order.
+
+    What several lookups say of one row is added up, as ``coalesce`` does. Nothing is copied where that was done before.
+
+    Raises:
+        UsageError: it is not sparse, or not by rows.
+    """
+    if not gradient.is_sparse or gradient.sparse_dim() != 1 or gradient.dense_dim() != 1:
+        raise UsageError(
+            f"the gradient of a table {list(gradient.shape)} is not of some rows: something else than its embedding "
+            "uses it; give the embedding sparse=False"
+        )
+    coalesced = gradient.detach().coalesce()
+    return Rows(coalesced.indices()[0], coalesced.values())
+
+
+class Shelf:
+    """Memory that the courier sees, for as many rows of one table as there ever were at once.
+
+    It grows to twice what it was, so that all of it is at most twice what is used, and never beyond the ``table``.
+
+    Args:
+        allocate: ``allocate(nbytes)`` gives memory (uint8) that the courier sees. How often, and of what size, is this
+            agent's own: it must not be memory that all agents have alike.
+    """
+
+    def __init__(self, table: Tensor, allocate: Callable[[int], Tensor]) -> None:
+        self._height, self._width = table.shape
+        self._dtype, self._allocate = table.dtype, allocate
+        self._rows, self._values = torch.empty(0, dtype=torch.int64), torch.empty(0, self._width, dtype=self._dtype)
+
+    def room(self, count: int) -> Rows:
+        """For ``count`` rows, which are yet to be written. What was there before may be lost."""
+        if count > len(self._rows):
+            self._grow(min(self._height, max(count, 2 * len(self._rows), _FEWEST)))
+        return Rows(self._rows[:count], self._values[:count])
+
+    def put(self, update: Rows, starts: Sequence[int] = (0,)) -> list[Rows]:
+        """A copy of ``update`` here, cut into the slots that begin at these rows; there rows are counted from 0."""
+        held = self.room(len(update.rows))
+        held.rows.copy_(update.rows)
+        held.values.copy_(update.values)
+        cuts = [bisect_left(held.rows, start) for start in starts[1:]]  # type: ignore[type-var]
+        parts = []
+        for start, (first, stop) in zip(starts, pairwise([0, *cuts, len(held.rows)]), strict=True):
+            parts.append(Rows(held.rows[first:stop].sub_(start), held.values[first:stop]))
+        return parts
+
+    def _grow(self, count: int) -> None:
+        row = self._width * self._dtype.itemsize
+        memory = self._allocate(count * (8 + row))
+        self._rows = memory[: 8 * count].view(torch.int64)
+        self._values = memory[8 * count : count * (8 + row)].view(self._dtype).view(count, self._width)
+
+
+@torch.no_grad()
+def write(table: Tensor, update: Rows, start: int = 0) -> None:
+    """Rows of ``table`` become those of ``update``, which are counted from row ``start``; the others stay."""
+    table.index_copy_(0, update.rows + start if start else update.rows, update.values)
