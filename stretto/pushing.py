@@ -125,10 +125,13 @@ class Pushing:
     async def _turn(self) -> Tensor | None:
         """What is said of the samples that are next, when we may go on; None at the end."""
         while True:
+            coming, self._coming = self._coming, None
             if self._late:
+                if coming is not None:
+                    await coming  # nobody answered it
+                coming = None
                 await self._stop()
-            coming, self._coming = self._coming or self._ask(), None
-            if not await coming:
+            if not await (coming or self._ask()):
                 self._late = True
                 continue
             about = _said(self._about).view(torch.float64)

@@ -112,7 +112,7 @@ class Client:
         self._begin(number, requests)
 
     def pull(self, number: int) -> None:
-        """Get the values as they are."""
+        """Get the values as they are, to the bit."""
         self._begin(number, {s.number: (self._pull(s), ()) for s in self._by_priority()})
 
     def load(self, number: int, states: Mapping[int, Tensor]) -> None:
@@ -278,7 +278,8 @@ class Client:
         return sorted(self._slots, key=lambda slot: -slot.bucket)
 
     def _pull(self, slot: Slot) -> Request:
-        return Request(PULL, self._me, self._clock, self._have[slot.number])
+        exact = self._server.pull == Identity()
+        return Request(PULL, self._me, self._clock, self._have[slot.number] if exact else -1)
 
     def _written(self, slot: Slot) -> Payload:
         """Our part of a slot, as it travels."""
