@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, Self
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -30,7 +31,7 @@ from stretto.errors import Diverged
 from stretto.groups import Groups
 from stretto.holdings import Holdings
 from stretto.keeping import Keeping
-from stretto.ledger import shares_of
+from stretto.ledger import Ledger, shares_of
 from stretto.pace import Pace
 from stretto.preparing import check, check_names, check_native, describe, spread
 from stretto.report import Report
@@ -295,6 +296,20 @@ class Agent:
             self._keeping.wish()
         drawn = self._holds.drawn
         self._commit(closing, steps=1 if drawn is None else drawn - but - self._holds.steps, but=but)
+
+    @property
+    def saves(self) -> bool:
+        """Are checkpoints written?"""
+        return self._keeping.saves
+
+    def stood(self, closing: Closing, ledger: bytes, *, save: bool) -> None:
+        """All have stopped at a fence; this is trained."""
+        if save:
+            self._keeping.wish()
+        for shard in self._holds.shards[:1]:
+            shard.ledger = msgspec.json.decode(ledger, type=Ledger)
+            self._holds.steps = shard.ledger.steps
+        self.moved(closing)
 
     def closed(self, closing: Closing, *, save: bool, fence: bool) -> None:
         """A backward's round has ended; ``fence``: the first since a batch was drawn."""

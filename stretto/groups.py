@@ -7,6 +7,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,7 +23,12 @@ from stretto.holdings import Holdings
 from stretto.loose import Loose
 from stretto.notices import notices
 from stretto.preparing import is_native, named
+from stretto.pushed import Pushed
+from stretto.pushing import WORDS, Pushing
+from stretto.server.settlement import Spec
+from stretto.server.value import Server
 from stretto.session import Closing, Layout
+from stretto.strategies import allreduce
 from stretto.wire import Owner as Wired
 from stretto.wire import Wire, at_step, finish
 
@@ -42,6 +48,7 @@ class Groups:
     def __init__(self, owner: Owner, courier: Courier | None, holds: Holdings, *, late: bool) -> None:
         self._owner, self._courier, self._holds, self._late = owner, courier, holds, late
         self._groups: list[Gradients | Delayed | Drifts] = []
+        self.pushing: Pushing | None = None
         self._turns: deque[Gradients] = deque()
         self._fence = True
         self._in_fence = False
@@ -60,12 +67,17 @@ class Groups:
             )
         if courier is None and steady:
             return
+        if courier is None and isinstance(chosen.exchange, Server):
+            return  # (alone, an optimizer steps by itself)
         room = Room(
             courier.allocate if courier is not None else _allocate,
             apart=courier is not None and courier.apart,
             buffers=buffers,
             leads=lambda: self._owner.rank == 0,
         )
+        if courier is not None and isinstance(chosen.exchange, Server):
+            self._serve(chosen, chosen.exchange, models, others, room, courier)
+            return
         made = self._steady(models, room) if steady else self._beside(chosen, models, others, room)
         self._groups.append(made)
         if courier is not None:
@@ -119,6 +131,30 @@ class Groups:
         for optimizer in [o for o in others if isinstance(o, Optimizer)][-1:]:
             optimizer.register_step_post_hook(lambda *_: self._owner.finish(loose.stepped()))
         return drifts
+
+    def _serve(
+        self, chosen: Strategy, server: Server, models: list[nn.Module], others: list[Any], room: Room, courier: Courier
+    ) -> None:
+        """What servers hold."""
+        optimizers = [o for o in others if isinstance(o, Optimizer)]
+        if len(optimizers) != 1:
+            raise UsageError(
+                f"{chosen}: {len(optimizers)} optimizers; servers step with one: give prepare() the model with its "
+                "optimizer, with a param group for each of its parts"
+            )
+        (optimizer,) = optimizers
+        pushed = Pushed(models, optimizer, room, courier.allocate_own)
+        group, notice, words = len(self._groups), notices(room), room.allocate(WORDS)
+        wire = Wire(self._owner, courier, group)
+        self._holds.loose = self.pushing = pushing = Pushing(
+            pushed, notice, words, wire, late=self._late, together=server.staleness == 0
+        )
+        spec = Spec(str(chosen), pushed.extents, pushed.rule)
+        courier.use(group, str(allreduce()), [Layout(0)])
+        courier.hold(msgspec.msgpack.encode(spec), pushed.layouts(named(models)), [b.values for b in pushed.buckets])
+        optimizer.register_step_pre_hook(lambda *_: self._owner.finish(pushing.stepped()))
+        optimizer.register_step_post_hook(lambda *_: pushed.give_back())
+        finish(pushing.begin())
 
     def _sender(self, group: int) -> Send:
         def send(bucket: int, of: int, x: Tensor, mean: Tensor) -> Wait:

@@ -11,6 +11,7 @@ from stretto.data import Shard
 from stretto.delayed import Delayed
 from stretto.loose import Loose
 from stretto.preparing import Stateful, alike, alike_part, digest
+from stretto.pushing import Pushing
 from stretto.wire import finish
 
 
@@ -25,7 +26,7 @@ class Holdings:
         self.models: list[nn.Module] = []
         self.stateful: list[Stateful] = []
         self.shards: list[Shard] = []
-        self.loose: Loose | Delayed | None = None
+        self.loose: Loose | Delayed | Pushing | None = None
         self.local: list[Stateful] = []
         self.steps = 0
         self.network = Network()
@@ -78,6 +79,11 @@ class Holdings:
             shard.adopt(found, join=join, renamed=renamed)
         if self.loose is not None:
             self.loose.adopt(tree["outers"])
+
+    def resumed(self) -> None:
+        """All hold what a checkpoint says: servers are to hold it, too."""
+        if isinstance(self.loose, Pushing):
+            finish(self.loose.reload())
 
     def own(self) -> dict[str, Any] | None:
         """What is this agent's alone, in plain values."""

@@ -66,6 +66,7 @@ class Keeping:
             rng.replay(owns[0]["random"])
         if owns:
             self._holds.become_own(owns[0]["local"], exact=exact)
+        self._holds.resumed()
         self._trace.event("resume", step=self._holds.steps, checkpoint=str(name), digest=self._holds.digest())
         return True
 
@@ -78,6 +79,11 @@ class Keeping:
         """What all have alike."""
         epoch, _ = self._where()
         return self._holds.tree(self._saver.run if self._saver is not None else "", epoch.uids)
+
+    @property
+    def saves(self) -> bool:
+        """Are checkpoints written?"""
+        return self._saver is not None
 
     @property
     def due(self) -> bool:
@@ -121,7 +127,9 @@ class Keeping:
             saver.skip(holds.steps, "weights are not finite")
             return
         courier = self._courier
-        remembered = state.unpack(courier.remembered()) if courier is not None else {"codecs": [], "mixings": []}
+        remembered = (
+            state.unpack(courier.remembered()) if courier is not None else {"codecs": [], "mixings": [], "slots": {}}
+        )
         epoch, rank = self._where()
         saver.save(holds.steps, rank, epoch.size, self.tree(), {"codecs": remembered, "local": local})
         self._trace.event("checkpoint", step=holds.steps, part=rank, parts=epoch.size)

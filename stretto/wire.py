@@ -33,7 +33,12 @@ class Owner(Protocol):
     def ends(self) -> bool: ...
     @property
     def members(self) -> tuple[int, ...]: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def saves(self) -> bool: ...
     def wishes(self) -> bool: ...
+    def stood(self, closing: Closing, ledger: bytes, *, save: bool) -> None: ...
     def trained(self, closing: Closing, *, save: bool, but: int) -> None: ...
 
 
@@ -42,7 +47,7 @@ class Wire:
 
     def __init__(self, owner: Owner, courier: Courier | None, group: int) -> None:
         self._owner, self._courier, self._group = owner, courier, group
-        self.closed = owner.trained
+        self.closed, self.stood = owner.trained, owner.stood
 
     @property
     def size(self) -> int:
@@ -76,6 +81,24 @@ class Wire:
         if self._courier is None:
             return _Now(lambda: False)
         return _Now(self._courier.mix(self._group, x, part=part, clock=clock))
+
+    # Servers (see :class:`stretto.pushing.Wire`)
+
+    @property
+    def rank(self) -> int:
+        return self._owner.rank
+
+    @property
+    def saves(self) -> bool:
+        return self._owner.saves
+
+    def push(self, weight: float, lease: int, hyper: Tensor, parts: Sequence[tuple[Tensor, ...]]) -> Awaitable[bool]:
+        assert self._courier is not None
+        return _Now(self._courier.push(weight, lease, hyper, parts))
+
+    def ask(self, what: str, x: Tensor, clock: int = 0) -> Awaitable[bool]:
+        assert self._courier is not None
+        return _Now(self._courier.inquire(what, x, clock))
 
     def _ended(self, waits: Sequence[Callable[[], Closing | None]]) -> Closing:
         closings = [at_step(self._owner.steps, wait) for wait in waits]

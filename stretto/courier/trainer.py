@@ -121,6 +121,10 @@ class Courier:
             self._board.register(self._common, self._pid)
         return arena.bytes[:nbytes]
 
+    def allocate_own(self, nbytes: int) -> Tensor:
+        """The same, of a size and at a time that are this agent's own."""
+        return self._allocate(nbytes).bytes[:nbytes]
+
     def _allocate(self, nbytes: int) -> Arena:
         arena = Arena.create(nbytes)
         self._arenas.append(arena)
@@ -226,9 +230,7 @@ class Courier:
         """Servers hold what ``spec`` says; ``values``, by bucket, lie where :meth:`allocate` gave memory."""
         self._tell(Hold(spec, tuple(layouts), tuple(self._place(x) for x in values)))
 
-    def push(
-        self, weight: float, lease: int, hyper: Tensor, parts: Sequence[Sequence[Tensor]]
-    ) -> Callable[[], bool]:
+    def push(self, weight: float, lease: int, hyper: Tensor, parts: Sequence[Sequence[Tensor]]) -> Callable[[], bool]:
         """Begin to push ``parts``, by bucket: its elements, or a table's rows and their elements.
 
         What is returned waits until the values are there, and says whether anybody could be reached.

@@ -302,6 +302,8 @@ class Client:
         elif kind == CHANGED:
             like = self._cells[slot.number].like
             before = self._pulled[slot.number]
-            change, after = self._server.pull.decode(body, like, self._server.pull.init(like) if before is None else before)
+            change, after = self._server.pull.decode(
+                body, like, self._server.pull.init(like) if before is None else before
+            )
             self._pulled[slot.number] = after
             values.add_(change.reshape(-1))

@@ -57,9 +57,7 @@ class Request:
         return self.kind < PULL
 
     def head(self) -> Tensor:
-        fixed = torch.tensor(
-            [self.kind, self.uid, self.clock, self.have, self.weight, self.lease], dtype=torch.float64
-        )
+        fixed = torch.tensor([self.kind, self.uid, self.clock, self.have, self.weight, self.lease], dtype=torch.float64)
         return torch.cat([fixed, self.more]) if self.more.numel() else fixed
 
 

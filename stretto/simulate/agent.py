@@ -37,8 +37,8 @@ from stretto.simulate.delayed import Delayed
 from stretto.simulate.drifts import Drifts
 from stretto.simulate.gradients import Gradients
 from stretto.simulate.port import Port
-from stretto.simulate.pushing import Pushers
 from stretto.simulate.promises import Broken, check_step
+from stretto.simulate.pushing import Pushers
 from stretto.simulate.shown import shown
 from stretto.simulate.trainer import BUCKETS, NUMBERS, Trainer
 from stretto.strategies import allreduce

@@ -20,7 +20,6 @@ from stretto.server.settlement import Spec
 from stretto.server.stock import Terms
 from stretto.server.value import Server
 from stretto.session import Closing, Layout
-from stretto.simulate.promises import Broken
 from stretto.simulate.task import RATE, Part, samples
 from stretto.simulate.trainer import BUCKETS, Trainer
 from stretto.simulate.wired import ROOM, Coming
@@ -33,7 +32,9 @@ class Pushers(Trainer):
         super().__init__(*arguments)
         self.late = self._process.uid not in self.uids
         self._model = nn.ParameterList(self.weights.split(self._job.sizes))
-        self._pushed = Pushed([self._model], torch.optim.SGD(self._model.parameters(), lr=RATE), ROOM, ROOM.allocate, most=1)
+        self._pushed = Pushed(
+            [self._model], torch.optim.SGD(self._model.parameters(), lr=RATE), ROOM, ROOM.allocate, most=1
+        )
         exchange = self._strategy.exchange
         assert isinstance(exchange, Server)
         words = torch.zeros(WORDS, dtype=torch.uint8)

@@ -175,7 +175,12 @@ class Record:
 
         0 where the weights depend on more than who trained what between two agreements of all.
         """
-        if isinstance(strategy.exchange, Server) or strategy.beside is not None or strategy.schedule.fragments != 1 or strategy.landing != Replace():
+        if (
+            isinstance(strategy.exchange, Server)
+            or strategy.beside is not None
+            or strategy.schedule.fragments != 1
+            or strategy.landing != Replace()
+        ):
             return 0.0
         root, *steps = (self._commits[p] for p in self.way(place))
         apply = self._whole_batches if strategy.signal == "gradient" else self._windows

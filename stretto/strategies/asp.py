@@ -14,7 +14,11 @@ from stretto.text import call_text, coerce, named
 
 @named("bsp", kind="strategy")
 def bsp(
-    *, codec: Codec | str = Identity(), pull: Codec | str = Identity(), replicas: int = 0, slot: int = 0  # noqa: B008
+    *,
+    codec: Codec | str = Identity(),
+    pull: Codec | str = Identity(),
+    replicas: int = 0,
+    slot: int = 0,  # noqa: B008
 ) -> Strategy:
     """Servers make one step with the mean of all gradients, when they are there (bulk synchronous parallel).
 
