@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -183,6 +185,21 @@ def test_who_asks_for_fused_steps_gets_them(kind: str) -> None:
         stepper.step(whole.grad.clone(), rule.hyper(optimizer), 1.0)
         optimizer.step()
     assert torch.equal(values, whole)
+
+
+def test_stepping_does_not_load_the_compiler() -> None:
+    script = """if True:
+        import sys, torch
+        from stretto.server import Extent, Rule, plan_slots
+        from stretto.server.rules import DENSE
+        for name in DENSE:
+            rule = Rule(name, {}, ("lr",), 1)
+            (slot,) = plan_slots([Extent("float32", ((8, 0),))])
+            rule.over(slot, torch.zeros(8)).step(torch.ones(8), torch.ones(1, dtype=torch.float64), 1.0)
+        print("torch._dynamo" in sys.modules)
+    """
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
 
 
 def test_how_an_optimizer_computes_is_no_part_of_its_rule() -> None:

@@ -154,6 +154,11 @@ def test_settling_where_a_step_is_waited_for_forgets_what_waits() -> None:
     assert torch.equal(shard.values, stepped(slots, drawn(0, ELEMENTS), drawn(2, ELEMENTS)))
 
 
+def test_what_is_applied_on_arrival_cannot_be_settled() -> None:
+    with pytest.raises(ValueError, match="each agent has its own clock"):
+        Slots().shard(Server(1), (1, 2)).settle(0)
+
+
 # -- on arrival ----------------------------------------------------------------------------------------------------
 
 
@@ -259,6 +264,16 @@ def test_a_push_counts_as_its_share_of_the_samples_and_less_the_staler_it_is() -
         shard.push(slots.push(uid, shard.clocks[uid] + 1, have, weight), gradient)
         expected -= rate * gradient
     torch.testing.assert_close(shard.values, expected)
+
+
+def test_a_push_without_weight_moves_the_clock_and_nothing_else() -> None:
+    slots = Slots("adam")
+    shard = slots.shard(Server(1), (1, 2))
+    was = packed(shard.state()["optimizer"])
+    shard.push(slots.push(1, 1, weight=0.0), drawn(1, ELEMENTS))
+    assert (shard.version, shard.clocks) == (1, {1: 1, 2: 0})
+    assert torch.equal(shard.values, drawn(0, ELEMENTS))
+    assert torch.equal(packed(shard.state()["optimizer"]), was)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "sgd of a table"])
