@@ -13,6 +13,7 @@ last elements of a range, that fill no vector, otherwise. Nor with ``fused=True`
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -39,7 +40,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which optimizer: its class in ``torch.optim``, its options, the names of its numbers, its count of groups."""
 
     name: str
-    flags: dict[str, bool | float | None]
+    flags: dict[str, bool | float]
     numbers: tuple[str, ...]
     groups: int
 
@@ -59,24 +60,16 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"a server cannot step with {kind.__module__}.{kind.__qualname__}: it must be able to step a part of a "
                 f"parameter alone; take {', '.join(DENSE)} of torch.optim, or SparseAdam for tables, or allreduce()"
             )
-        flags: dict[str, bool | float | None] = {}
-        numbers: list[str] = []
-        for key, value in optimizer.defaults.items():
-            if isinstance(value, tuple):
-                numbers += [f"{key}.{place}" for place in range(len(value))]
-            elif value is None or isinstance(value, bool) or key in _MADE_WITH:
-                flags[key] = optimizer.param_groups[0][key]
-            else:
-                numbers.append(key)
-        for how in _HOW:
-            flags.pop(how, None)
-        for number, group in enumerate(optimizer.param_groups):
-            for key, value in flags.items():
-                if group[key] != value:
-                    raise UsageError(
-                        f"param group {number} has {key}={group[key]} and group 0 has {value}: with a server they must "
-                        "be equal in it; numbers such as lr and weight_decay may differ"
-                    )
+        told = {key: value for key, value in optimizer.defaults.items() if key not in _HOW}
+        options = [key for key, value in told.items() if value is None or isinstance(value, bool) or key in _MADE_WITH]
+        numbers = [name for key, value in told.items() if key not in options for name in _names(key, value)]
+        flags, *others = [_flags(options, group) for group in optimizer.param_groups]
+        for number, other in enumerate(others, 1):
+            for key, value in flags.items() - other.items():
+                raise UsageError(
+                    f"param group {number} has {key}={other[key]} and group 0 has {value}: with a server they must "
+                    "be equal in it; numbers such as lr and weight_decay may differ"
+                )
         return cls(kind.__name__, flags, tuple(numbers), len(optimizer.param_groups))
 
     def hyper(self, optimizer: torch.optim.Optimizer) -> Tensor:
@@ -121,6 +114,22 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Stepper(self, slot, values)
 
 
+def _names(key: str, value: Any) -> list[str]:
+    return [f"{key}.{place}" for place in range(len(value))] if isinstance(value, tuple) else [key]
+
+
+def _flags(options: Sequence[str], group: dict[str, Any]) -> dict[str, bool | float]:
+    return {key: float(group[key]) if key in _MADE_WITH else bool(group[key]) for key in options}
+
+
+def _bare(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The class without what guards it from torch.compile: to import that takes 1.3 s and 70 MB, of every courier.
+
+    Nor is its step called through its wrapper of hooks and profiling, which takes longer than a small slot's step.
+    """
+    return type(kind.__name__, (kind,), {"add_param_group": inspect.unwrap(kind.add_param_group)})
+
+
 class Stepper:
     """One optimizer over the values of one slot."""
 
@@ -130,12 +139,11 @@ class Stepper:
         self.params: list[Tensor] = []
         self._numbers = sorted({piece.group for piece in slot.pieces})
         # The numbers come with the first push.
-        options = rule.flags | {"foreach": False, "fused": bool(rule.flags.get("fused")) and not slot.width}
+        options = rule.flags | {"foreach": False, "fused": rule.flags.get("fused", False) and not slot.width}
         groups = [{"params": self._cut(number, values), **options} for number in self._numbers]
         made_with = {key: value for key, value in rule.flags.items() if key in _MADE_WITH}
-        kind = getattr(torch.optim, rule.name)
+        kind: Any = _bare(getattr(torch.optim, rule.name))
         self.optimizer: torch.optim.Optimizer = kind(groups, **made_with)
-        # Without its wrapper of hooks and profiling, which takes longer than a small slot's step.
         self._step = inspect.unwrap(kind.step)
         self._tuned: tuple[Tensor, float] | None = None
 

@@ -8,7 +8,7 @@ its agent's clock, by which a repeat is known, and the version of the values tha
   taken with Σ weight g / n, summed in the order of members: the bits do not depend on who came first. What the step
   changes is kept, for a death may show that it was not everywhere: then it is taken back (:meth:`Shard.settle`).
 * Else a push is applied when it comes, as 1/n of a step: its learning rate is lr · weight / n, so n agents together
-  move as one step of them all. How many others came between is its staleness, tau.
+  move as one step of them all. One without weight moves nothing. How many others came between is its staleness, tau.
 
 Whether an agent may go on is another question (:meth:`Shard.may`), asked when it is to be answered: with staleness k,
 when nobody who is active is more than k clocks behind.
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 class Shard:
     """The values of one slot (flat, in the memory that they were given in), and what was done to them.
+
+    Pushes, pauses, and entering and settling may change them in place: where they are still being sent, :meth:`move`
+    first.
 
     Attributes:
         version: pushes applied, or with staleness 0 steps.
@@ -126,7 +129,10 @@ class Shard:
         return min(active) if active else max(self.clocks.values(), default=0)
 
     def sent(self, uid: int, rows: Tensor | None = None) -> None:
-        """The values of now, or these rows of them, go to ``uid``: its next gradient is computed with them."""
+        """The values of now, or these rows of them, go to ``uid``: its next gradient is computed with them.
+
+        What is compensated depends on it, so each holder of the slot is told, in the same order.
+        """
         if self.server.compensate:
             self._sent.note(uid, self._rows, rows)
 
@@ -139,7 +145,10 @@ class Shard:
 
         Raises:
             ProtocolError: it is another version than these.
+            ValueError: with another staleness versions are no clocks.
         """
+        if self.server.staleness != 0:
+            raise ValueError(f"slot {self.slot.number} of {self.server} cannot settle: each agent has its own clock")
         if clock == self.version - 1 and self._counted is not None:
             self._before.restore()
             self.version, self.staleness, self._counted = clock, self._counted, None
@@ -201,7 +210,8 @@ class Shard:
         scale = push.weight / len(self.members) / (1 + tau if self.server.damped else 1)
         if self.server.compensate:
             update = self._sent.compensated(push.uid, update, self._rows)
-        self._stepper.step(update, push.hyper, scale)
+        if scale:
+            self._stepper.step(update, push.hyper, scale)
         self._came(push)
         self._stepped(update)
         self.staleness[tau] += 1

@@ -55,17 +55,15 @@ class Waiting:
         """
         found = [self._pushes[uid] for uid in members if uid in self._pushes]
         pushes = [push for push, _ in found]
-        first = found[0][1]
-        if len(members) == 1 and pushes[0].weight == 1:
-            return pushes, first
-        if isinstance(first, Rows):
-            return pushes, _mean_rows([(push.weight, x) for push, x in found if isinstance(x, Rows)], len(members))
-        total = torch.mul(first, pushes[0].weight, out=self._room(first))
-        for push, x in found[1:]:
-            assert isinstance(x, Tensor)
-            total.add_(x, alpha=push.weight)
-        self._free.append(total)
-        return pushes, total.div_(len(members))
+        weights, updates = [push.weight for push in pushes], [update for _, update in found]
+        if len(members) == 1 and weights == [1]:
+            return pushes, updates[0]
+        flat = [x for x in updates if isinstance(x, Tensor)]
+        if not flat:
+            return pushes, _mean_rows(weights, [x for x in updates if isinstance(x, Rows)], len(members))
+        room = self._room(flat[0])
+        self._free.append(room)
+        return pushes, _mean(weights, flat, len(members), room)
 
     def state(self) -> list[dict[str, Any]]:
         """What waits, in plain values."""
@@ -83,11 +81,17 @@ class Waiting:
         return self._free.pop() if self._free else torch.empty_like(like)
 
 
-def _mean_rows(updates: Sequence[tuple[float, Rows]], count: int) -> Rows:
-    rows = torch.cat([x.rows for _, x in updates]).unique()
-    _, first = updates[0]
-    values = first.values.new_zeros(len(rows), first.values.shape[1])
-    for weight, x in updates:
+def _mean(weights: Sequence[float], updates: Sequence[Tensor], count: int, room: Tensor) -> Tensor:
+    total = updates[0] if weights[0] == 1 else torch.mul(updates[0], weights[0], out=room)
+    for weight, x in zip(weights[1:], updates[1:], strict=True):
+        total = torch.add(total, x, alpha=weight, out=room)
+    return torch.div(total, count, out=room)
+
+
+def _mean_rows(weights: Sequence[float], updates: Sequence[Rows], count: int) -> Rows:
+    rows = torch.cat([x.rows for x in updates]).unique()
+    values = updates[0].values.new_zeros(len(rows), updates[0].values.shape[1])
+    for weight, x in zip(weights, updates, strict=True):
         values.index_add_(0, torch.searchsorted(rows, x.rows), x.values, alpha=weight)
     return Rows(rows, values.div_(count))
 
