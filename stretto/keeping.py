@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from stretto import state
 from stretto.checkpoint import Keep, rng
@@ -13,6 +13,9 @@ from stretto.errors import Diverged
 from stretto.holdings import Holdings
 from stretto.saving import Saver
 from stretto.trace import Trace
+
+_NOTHING: Final = {"codecs": [], "mixings": [], "slots": {}}
+"""What an agent alone has to remember, as couriers say it."""
 
 
 class Keeping:
@@ -127,9 +130,7 @@ class Keeping:
             saver.skip(holds.steps, "weights are not finite")
             return
         courier = self._courier
-        remembered = (
-            state.unpack(courier.remembered()) if courier is not None else {"codecs": [], "mixings": [], "slots": {}}
-        )
+        remembered = state.unpack(courier.remembered()) if courier is not None else _NOTHING
         epoch, rank = self._where()
         saver.save(holds.steps, rank, epoch.size, self.tree(), {"codecs": remembered, "local": local})
         self._trace.event("checkpoint", step=holds.steps, part=rank, parts=epoch.size)

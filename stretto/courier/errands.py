@@ -234,15 +234,8 @@ class _Errands:
                 self._sharing.serve(board, order.rank, self._around.mesh.epoch.members)
             case Memory():
                 self._memory.append(Arena.open(self._trainer, order.fd, order.nbytes))
-            case Hold():
-                values = [self._tensor(place) for place in order.values]
-                self._session.hold_slots(msgspec.msgpack.decode(order.spec, type=Spec), order.layouts, values)
-            case Push():
-                parts = [tuple(self._tensor(place) for place in part) for part in order.parts]
-                hyper = torch.tensor(order.hyper, dtype=torch.float64)
-                self._session.push(order.number, order.weight, order.lease, hyper, parts)
-            case Inquire():
-                self._session.ask(order.number, order.what, self._tensor(order.place), order.clock)
+            case Hold() | Push() | Inquire():
+                self._serve(order)
             case Use():
                 self._session.use(order.group, parse(order.strategy, "strategy"), order.layouts)
             case Donated():
@@ -258,6 +251,19 @@ class _Errands:
             case Finish():
                 self._finished = True
                 self._loop.spawn(self._leave())
+
+    def _serve(self, order: Hold | Push | Inquire) -> None:
+        """What is for servers."""
+        match order:
+            case Hold():
+                values = [self._tensor(place) for place in order.values]
+                self._session.hold_slots(msgspec.msgpack.decode(order.spec, type=Spec), order.layouts, values)
+            case Push():
+                parts = [tuple(self._tensor(place) for place in part) for part in order.parts]
+                hyper = torch.tensor(order.hyper, dtype=torch.float64)
+                self._session.push(order.number, order.weight, order.lease, hyper, parts)
+            case Inquire():
+                self._session.ask(order.number, order.what, self._tensor(order.place), order.clock)
 
     def _told(self, order: Recall | Remember | Ask) -> Answer:
         match order:

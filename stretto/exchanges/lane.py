@@ -24,6 +24,10 @@ class Lane:
     def network(self) -> Network:
         return self._link.network
 
+    @property
+    def idle(self) -> bool:
+        return self._link.idle
+
     def post(self, dst: int, payload: Payload, tag: int = 0) -> None:
         self._link.post(dst, payload, self._base + tag)
 

@@ -24,6 +24,10 @@ class Narrow:
         self.hosts = tuple(link.hosts[rank] for rank in ranks)
         self.sleep, self.together, self.drain, self.now = link.sleep, link.together, link.drain, link.now
 
+    @property
+    def idle(self) -> bool:
+        return self._link.idle
+
     def post(self, dst: int, payload: Payload, tag: int = 0) -> None:
         self._link.post(self._ranks[dst], payload, tag)
 

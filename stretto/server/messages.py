@@ -26,7 +26,7 @@ GRANTED, FENCE, END, WAIT = range(4)
 """How a request for samples ends: here they are; all stop at a fence first; there are none; none yet."""
 
 SAME, WHOLE, CHANGED, SOME, COPIED = range(5)
-"""What an answer holds: nothing new; all values; by what they changed, coded; the rows that changed; all of the slot."""
+"""What an answer holds: nothing; all values; by what they changed, coded; rows that changed; all of the slot."""
 
 _FIXED: Final = 6
 _NOTHING: Final = torch.zeros(0, dtype=torch.float64)

@@ -35,8 +35,9 @@ from stretto.server.messages import (
     numbers,
 )
 from stretto.server.rules import Rule
-from stretto.server.shard import Push, Rows, Shard
+from stretto.server.shard import Shard
 from stretto.server.space import Slot
+from stretto.server.update import Push, Rows
 from stretto.server.value import Server
 
 

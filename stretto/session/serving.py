@@ -7,6 +7,7 @@ go on: holders answer whoever asks, and what our trainer ordered and nobody answ
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -84,8 +85,7 @@ class Serving:
             self._carefully(lambda: self._asking.push(number, weight, lease, hyper))
 
     def ask(self, number: int, what: str, x: Tensor, clock: int = 0) -> None:
-        """``pull`` the values, ``load`` them to where they are held, ``keep`` our part of all for a checkpoint; or, about
-        samples, ``deal``, ``lease``, ``read``.
+        """``pull`` values, ``load`` them to where they are held, ``keep`` our part of them; ``deal``, ``lease``, ``read``.
 
         What is said about samples comes in ``x``: its bytes, then that.
         """
@@ -185,6 +185,8 @@ class Serving:
             self._give(number, plan)
             if self._rank in plan.chains[number]:
                 self._hold(slot, plan)
+            elif stock is not None and stock.version < plan.versions[number]:
+                del self._stocks[number], self._places[number]
         for peer in {rank for chain in plan.chains for rank in chain} - {self._rank}:
             self._watch(peer)
         self._around.event("slots", held=sum(self._rank in chain for chain in plan.chains), of=len(plan.chains))
@@ -201,14 +203,14 @@ class Serving:
         link, waiting = self._link(number), {self._rank, *plan.lacking[number]}
         payload = (state.packed(self._stocks[number].state()),) if plan.lacking[number] else ()
 
-        def taken(peer: int) -> None:
+        def taken(peer: int, _: object = None) -> None:
             waiting.discard(peer)
             if not waiting and self._rank not in plan.chains[number]:
                 del self._stocks[number], self._places[number]
 
         for peer in plan.lacking[number]:
             link.post(peer, payload, STATE)
-            self._run(_receive(link, peer, TAKEN), lambda _, peer=peer: taken(peer))
+            self._run(_receive(link, peer, TAKEN), partial(taken, peer))
         taken(self._rank)
 
     def _hold(self, slot: Slot, plan: Plan) -> None:

@@ -100,6 +100,7 @@ class Agent:
         self.views = Views.agent(self.seat, view, head, size=self.world.size, vote=self.vote)
         uids = tuple(seat.uid for seat in view.seats)
         strategy = self.world.strategy
+        kind: type[Trainer]
         steady = Delayed if strategy.landing.behind else Gradients
         kind = Drifts if strategy.signal == "drift" else steady
         if isinstance(strategy.exchange, Server):

@@ -32,9 +32,8 @@ class Pushers(Trainer):
         super().__init__(*arguments)
         self.late = self._process.uid not in self.uids
         self._model = nn.ParameterList(self.weights.split(self._job.sizes))
-        self._pushed = Pushed(
-            [self._model], torch.optim.SGD(self._model.parameters(), lr=RATE), ROOM, ROOM.allocate, most=1
-        )
+        optimizer = torch.optim.SGD(self._model.parameters(), lr=RATE)
+        self._pushed = Pushed([self._model], optimizer, ROOM, ROOM.allocate, most=1)
         exchange = self._strategy.exchange
         assert isinstance(exchange, Server)
         words = torch.zeros(WORDS, dtype=torch.uint8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from stretto.codecs.identity import Identity
 from stretto.core import Codec, Strategy
 from stretto.exchanges.apart import check_apart
@@ -15,10 +17,10 @@ from stretto.text import call_text, coerce, named
 @named("bsp", kind="strategy")
 def bsp(
     *,
-    codec: Codec | str = Identity(),
-    pull: Codec | str = Identity(),
+    codec: Codec | str = Identity(),  # noqa: B008
+    pull: Codec | str = Identity(),  # noqa: B008
     replicas: int = 0,
-    slot: int = 0,  # noqa: B008
+    slot: int = 0,
 ) -> Strategy:
     """Servers make one step with the mean of all gradients, when they are there (bulk synchronous parallel).
 
@@ -81,11 +83,13 @@ def asp(
     return _served(asp, None, {"codec": codec, "pull": pull}, more)
 
 
-def _served(made: object, staleness: int | None, codecs: dict[str, Codec | str], more: dict[str, object]) -> Strategy:
+def _served(
+    made: Callable[..., Strategy], staleness: int | None, codecs: dict[str, Codec | str], more: Mapping[str, object]
+) -> Strategy:
     """A point of the space whose exchange is a server."""
     coerced: dict[str, Codec] = {name: coerce(codec, "codec") for name, codec in codecs.items()}
     bound = {"staleness": staleness} if made is ssp else {}
-    text = call_text(made, {**bound, **coerced, **more})  # type: ignore[arg-type]
+    text = call_text(made, {**bound, **coerced, **more})
     for codec in coerced.values():
         check_apart(codec, text)
     exchange = Server(staleness, pull=coerced["pull"], **more)  # type: ignore[arg-type]
