@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 import torch
@@ -26,21 +26,24 @@ from stretto.buckets import BufferRule
 from stretto.checkpoint import Keep
 from stretto.core import Epoch, Member, Network, Strategy
 from stretto.courier import Courier, Place
-from stretto.data import Shard
-from stretto.errors import Diverged
+from stretto.data import Leased, Shard
+from stretto.errors import Diverged, UsageError
 from stretto.groups import Groups
 from stretto.holdings import Holdings
 from stretto.keeping import Keeping
 from stretto.ledger import Ledger, shares_of
 from stretto.pace import Pace
+from stretto.pushing import Pushing
 from stretto.preparing import check, check_names, check_native, describe, spread
 from stretto.report import Report
 from stretto.saving import EVERY, Saver
+from stretto.server.stock import Terms
 from stretto.session import Closing, epoch_of
 from stretto.text import coerce
 from stretto.trace import Trace
 from stretto.wire import finish
 
+T = TypeVar("T")
 _NUMBERS = -1
 _FINEST = 16
 """The fastest agent's share: finer differences of speed than a sixteenth are taken for noise."""
@@ -132,7 +135,7 @@ class Agent:
         workers: int = 0,
         shuffle: bool = True,
         balance: bool = False,
-    ) -> Shard:
+    ) -> Shard | Leased:
         """This agent's batches of ``dataset``: every sample once an epoch over all agents; see :mod:`stretto.data`.
 
         ``batch_size`` is one agent's. Where agents' batches differ in size, gradients are weighted so that their mean
@@ -147,6 +150,8 @@ class Agent:
             UsageError: fewer samples than agents, or no dataset.
         """
 
+        if self._groups.pushing is not None:
+            return self._leased(self._groups.pushing, dataset, batch_size, epochs, seed, workers, shuffle, balance)
         pace = Pace() if balance and self._courier is not None else None
 
         def drawn(share: float) -> None:
@@ -179,6 +184,43 @@ class Agent:
         if pace is not None:
             self._paces[id(shard)] = pace
         self._groups.dealt()
+        return shard
+
+    def _leased(
+        self,
+        pushing: Pushing,
+        dataset: Any,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        workers: int,
+        shuffle: bool,
+        balance: bool,
+    ) -> Leased:
+        """Batches by demand."""
+        if balance:
+            raise UsageError("with servers who is faster is dealt more in any case: leave balance out")
+
+        def begin() -> None:
+            self._keeping.begin()
+            terms = Terms(shard.ledger, batch_size, epochs)
+            self.finish(pushing.deal(msgspec.json.encode(terms), batch_size))
+
+        shard = Leased(
+            dataset,
+            batch_size,
+            lambda ahead: self.finish(pushing.next(ahead)),
+            epochs=epochs,
+            rank=self.rank,
+            size=self.size,
+            seed=seed,
+            workers=workers,
+            shuffle=shuffle,
+            on_batch=lambda share: pushing.hand_out(shard.lease, share),
+            on_begin=begin,
+            on_draw=lambda end: self._keeping.save_if_due(),
+        )
+        self._holds.shards.append(shard)
         return shard
 
     def checkpoint(self, place: str, every: float = EVERY, keep: Keep = Keep()) -> bool:  # noqa: B008
@@ -307,7 +349,8 @@ class Agent:
         if save:
             self._keeping.wish()
         for shard in self._holds.shards[:1]:
-            shard.ledger = msgspec.json.decode(ledger, type=Ledger)
+            assert isinstance(shard, Leased)
+            shard.stand(msgspec.json.decode(ledger, type=Ledger))
             self._holds.steps = shard.ledger.steps
         self.moved(closing)
 
@@ -366,14 +409,14 @@ class Agent:
         if self._holds.loose is not None:
             self.finish(self._holds.loose.collect())
 
-    def finish(self, work: Coroutine[Any, Any, None]) -> None:
+    def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Run what is due beside training.
 
         Raises:
             Diverged: weights are not finite; says where to begin again.
         """
         try:
-            finish(work)
+            return finish(work)
         except Diverged as e:
             raise self._keeping.diverged(e) from None
 

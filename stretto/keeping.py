@@ -14,7 +14,7 @@ from stretto.holdings import Holdings
 from stretto.saving import Saver
 from stretto.trace import Trace
 
-_NOTHING: Final = {"codecs": [], "mixings": [], "slots": {}}
+_NOTHING: Final[dict[str, Any]] = {"codecs": [], "mixings": [], "slots": {}}
 """What an agent alone has to remember, as couriers say it."""
 
 

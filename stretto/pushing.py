@@ -9,6 +9,7 @@ these two rounds nothing moves.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import torch
@@ -18,7 +19,7 @@ from stretto.drifts import diverged
 from stretto.notices import Given, noticed
 from stretto.pushed import Pushed
 from stretto.server.leases import Lease
-from stretto.server.messages import END, FENCE
+from stretto.server.messages import END, FENCE, WAIT
 from stretto.server.stock import read_lease
 from stretto.session import Closing
 
@@ -55,6 +56,14 @@ class Wire(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """The lease of a batch that is being trained, and how often it counts."""
+
+    lease: int
+    share: float
+
+
 class Pushing:
     """One optimizer's parameters. Every coroutine runs with gradients off.
 
@@ -80,7 +89,7 @@ class Pushing:
         self._about, self._ledger = words[:-_LEDGER].view(torch.float64), words[-_LEDGER:]
         self._passes = self._fences = self._steps = self._batch = 0
         self._coming: Awaitable[bool] | None = None
-        self._lease: Lease | None = None
+        self._handed: Handed | None = None
 
     async def begin(self) -> None:
         """The first agent's values are what servers have; all call it at the same point."""
@@ -102,28 +111,31 @@ class Pushing:
         x.copy_(torch.frombuffer(bytearray(terms), dtype=torch.uint8))
         await self._wire.ask("deal", x, self._passes)
 
-    async def next(self) -> Lease | None:
-        """What to train next; None at the end."""
-        if self._lease is not None and self._together:
+    async def next(self, ahead: bool = False) -> Lease | None:
+        """What to train next; None at the end, or, ``ahead`` of what we have and did not push, where we would wait."""
+        if self._together:
+            if ahead:
+                return None
             await self._skip()
-        about = await self._turn()
-        self._lease = read_lease(about) if about is not None else None
-        return self._lease
+        about = await self._turn(ahead)
+        return None if about is None else read_lease(about)
+
+    def hand_out(self, number: int, share: float) -> None:
+        """A batch of that lease is being trained, and counts so many times."""
+        self._handed = Handed(number, share)
 
     async def stepped(self) -> None:
         """The optimizer was to make a step: push what it would have stepped with, and ask for what is next."""
         if not self._batch:  # nothing is dealt, but there may be a fence
             await self._turn()
-        lease, self._lease = self._lease, None
-        parts = self.pushed.take()
-        share, number = (lease.share, lease.number) if lease is not None else (1.0, -1)
-        coming = self._wire.push(share, number, self.pushed.hyper, parts)
-        self._coming = self._ask()
+        handed, self._handed = self._handed or Handed(-1, 1.0), None
+        coming = self._wire.push(handed.share, handed.lease, self.pushed.hyper, self.pushed.take())
+        self._coming = self._coming or self._ask()
         self._steps += 1
         self._late |= not await coming
 
-    async def _turn(self) -> Tensor | None:
-        """What is said of the samples that are next, when we may go on; None at the end."""
+    async def _turn(self, ahead: bool = False) -> Tensor | None:
+        """What is said of the samples that are next, when we may go on; None at the end, and if we are not to wait."""
         while True:
             coming, self._coming = self._coming, None
             if self._late:
@@ -131,29 +143,31 @@ class Pushing:
                     await coming  # nobody answered it
                 coming = None
                 await self._stop()
-            if not await (coming or self._ask()):
+            if not await (coming or self._ask(ahead)):
                 self._late = True
                 continue
             about = _said(self._about).view(torch.float64)
             if about[0] == FENCE:
                 self._fences = int(about[1])
                 await self._stop()
-            elif about[0] == END:
+            elif about[0] == END and not ahead:
                 await self._stop(last=True)
+                return None
+            elif about[0] in (END, WAIT):
                 return None
             else:
                 return about
 
     async def _skip(self) -> None:
         """A batch was handed out and no step made, where every step is one of all: we have nothing to give to it."""
-        lease, self._lease = self._lease, None
-        if lease is not None:
+        handed, self._handed = self._handed, None
+        if handed is not None:
             nothing = [() for _ in self.pushed.buckets]
-            self._late |= not await self._wire.push(0.0, lease.number, self.pushed.hyper, nothing)
+            self._late |= not await self._wire.push(0.0, handed.lease, self.pushed.hyper, nothing)
 
-    def _ask(self) -> Awaitable[bool]:
-        idle = self._lease is not None
-        self._about[:4] = torch.tensor([self._batch, any(self._wire.wishes()), self._fences, idle])
+    def _ask(self, ahead: bool = False) -> Awaitable[bool]:
+        idle = self._handed is not None and not ahead
+        self._about[:5] = torch.tensor([self._batch, any(self._wire.wishes()), self._fences, idle, ahead])
         return self._wire.ask("lease", self._about)
 
     # Fences

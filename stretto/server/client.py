@@ -129,14 +129,14 @@ class Client:
         """A pass over the data begins; who says so first, says on what terms."""
         self._sample(number, Request(DEAL, self._me, passes), (terms.clone(),))
 
-    def lease(self, number: int, batch: float, wish: bool, fences: int, idle: bool) -> None:
+    def lease(self, number: int, terms: Sequence[float], wish: bool, fences: int) -> None:
         """Ask for samples.
 
         Args:
+            terms: how many; whether we cannot push what we have without; whether we ask ahead, and will not wait.
             wish: all are to stop at a fence; ``fences``: that we have stopped at.
-            idle: what we have had before we have not pushed.
         """
-        more = torch.tensor([batch, idle], dtype=torch.float64)
+        more = torch.tensor(terms, dtype=torch.float64)
         request = Request(LEASE, self._me, self._clock + 1, fences, float(wish), self._lease, more)
         self._ahead = (number, request) if self._values is not None and self._server.staleness == 0 else None
         self._sample(number, request, ())
@@ -219,7 +219,7 @@ class Client:
             raise ProtocolError("samples come that were not asked for; this is a bug, please report it")
         number, request, _ = self._samples
         about = payload[0]
-        if request.kind == LEASE and about[0] == WAIT:
+        if request.kind == LEASE and about[0] == WAIT and not request.more[2]:
             self._count(False)
             return
         self._samples = None

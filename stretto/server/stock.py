@@ -226,7 +226,7 @@ class Stock:
             if about is None:
                 self._told.add(uid)
                 about = numbers(WAIT, self.fences)
-            else:
+            if about[0] != WAIT or request.more[2]:
                 del self._asking[uid]
             replies.append(Reply(uid, request, about))
         return replies

@@ -103,8 +103,8 @@ class Serving:
             case "deal":
                 client.deal(number, clock, x)
             case "lease":
-                batch, wish, fences, idle = x[:4].tolist()
-                client.lease(number, batch, bool(wish), int(fences), bool(idle))
+                batch, wish, fences, idle, ahead = x[:5].tolist()
+                client.lease(number, [batch, idle, ahead], bool(wish), int(fences))
             case "read":
                 client.read(number)
             case "keep":

@@ -66,6 +66,7 @@ class Pushers(Trainer):
                 return
             await self._process.sleep(2 * self._pace * self._random.random())
             self._find(lease)
+            self._pushing.hand_out(lease.number, lease.share)
             await self._pushing.stepped()
             self._pushed.give_back()
 
