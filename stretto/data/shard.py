@@ -25,7 +25,7 @@ import msgspec
 from stretto.data.course import Terms, Turn, plan, steps_ahead
 from stretto.data.sources import length_of, source_of
 from stretto.data.standing import Handed, Standing
-from stretto.errors import DataError, Disagreement, UsageError
+from stretto.errors import DataError, UsageError
 from stretto.ledger import Ledger
 
 
@@ -238,7 +238,7 @@ class Shard:
             self._on_batch(turn.share)
 
     def _become(self, standing: Standing) -> None:
-        self.ledger = self._ours(standing.ledger)
+        self.ledger = self.ledger.same_data(standing.ledger)
         self.epoch = self.ledger.epoch
         self.advanced = (self.ledger.trained, self.ledger.trained)
         self._pending = list(standing.pending)
@@ -254,15 +254,6 @@ class Shard:
         if self._next_terms is not None:
             self._stale |= (self._next_terms.rank, self._next_terms.shares) != (self._terms.rank, self._terms.shares)
             self._terms, self._next_terms = self._next_terms, None
-
-    def _ours(self, ledger: Ledger) -> Ledger:
-        mine, theirs = ((x.samples, x.seed, x.shuffle) for x in (self.ledger, ledger))
-        if mine != theirs:
-            raise Disagreement(
-                f"the ledger is of (samples, seed, shuffle) = {theirs}, and this shard of {mine}: give every agent, "
-                "and a run that is resumed, the same dataset and the same seed"
-            )
-        return ledger
 
 
 def _terms(

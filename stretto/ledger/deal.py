@@ -74,6 +74,10 @@ class Deal(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         """What an agent reads whose part is empty."""
         return cut(self.batch(step), 0, self.fewest)
 
+    def read(self, step: int, rank: int) -> Ranges:
+        """What an agent reads in ``step``: its part, or some that weigh nothing."""
+        return self.part(step, rank) or self.stand_in(step)
+
     def parts(self, step: int, ranks: Sequence[int]) -> Ranges:
         """What these agents (ranks in ascending order) train in ``step``, together."""
         if len(ranks) == self.agents:

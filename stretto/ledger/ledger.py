@@ -72,6 +72,20 @@ class Ledger(Struct, frozen=True, forbid_unknown_fields=True):
         """Is this the epoch of a stream whose end nobody has seen?"""
         return self.left[-1][1] == OPEN
 
+    def same_data(self, other: Ledger) -> Ledger:
+        """``other``, which is of the data that this one is of.
+
+        Raises:
+            Disagreement: it is not.
+        """
+        mine, theirs = ((x.samples, x.seed, x.shuffle) for x in (self, other))
+        if mine != theirs:
+            raise Disagreement(
+                f"the ledger is of (samples, seed, shuffle) = {theirs}, and this shard of {mine}: give every agent, "
+                "and a run that is resumed, the same dataset and the same seed"
+            )
+        return other
+
     def commit(self, deal: Deal, step: int, ranks: Collection[int] | None = None) -> Ledger:
         """The parts of these agents in ``step`` are trained; all parts without ``ranks``.
 

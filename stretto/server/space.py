@@ -181,11 +181,16 @@ class _Places:
         self._allowed = {chain: _allowed(chain, holders, hosts) for chain in set(chains)}
 
     def keep(self) -> None:
-        """What has a holder in this place keeps it; those whose chains are whole first."""
+        """What has a holder in this place keeps it, where those before it do; whole chains first.
+
+        (Far too much is what levelling would take from a primary again, slot by slot.)
+        """
         enough = 2 * sum(self._sizes) / len(self._load) + self._largest
         for slot in sorted(range(len(self._sizes)), key=lambda slot: (self._short[slot], slot)):
-            for rank in self._known[slot][self._place : self._place + 1]:
-                if rank in self._allowed[self._chains[slot]] and self._load[rank] + self._sizes[slot] <= enough:
+            chain, ranks = self._chains[slot], self._known[slot]
+            if len(ranks) > self._place and chain == tuple(ranks[: self._place]):
+                rank = ranks[self._place]
+                if rank in self._allowed[chain] and (chain or self._load[rank] + self._sizes[slot] <= enough):
                     self._put(slot, rank)
 
     def fill(self) -> None:
