@@ -30,14 +30,13 @@ class Turn(NamedTuple):
     last: bool = False
 
     @property
-    def part(self) -> Ranges:
-        """The positions to train; may be empty."""
-        return self.deal.part(self.step, self.rank)
+    def epoch(self) -> int:
+        return self.deal.epoch
 
     @property
     def read(self) -> Ranges:
         """The positions to hand out: its part, or some that weigh nothing."""
-        return self.part or self.deal.stand_in(self.step)
+        return self.deal.read(self.step, self.rank)
 
     @property
     def share(self) -> float:

@@ -16,51 +16,28 @@ uncommitted, and the proof says what is missing. A pass begins with nothing pend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Unpack
 
 import msgspec
 
+from stretto.data.batches import Batches, Options, standing_of
 from stretto.data.course import Terms, Turn, plan, steps_ahead
-from stretto.data.sources import length_of, source_of
+from stretto.data.sources import course_source
 from stretto.data.standing import Handed, Standing
-from stretto.errors import DataError, Disagreement, UsageError
+from stretto.errors import UsageError
 from stretto.ledger import Ledger
 
 
-class Position(NamedTuple):
-    """How far the training has come: the epoch under way, steps and samples committed over all epochs."""
-
-    epoch: int
-    steps: int
-    samples: int
-
-
-class Shard:
-    """One agent's batches over all epochs; iterate it once or again, each pass after the first begins at epoch 0.
+class Shard(Batches[Turn]):
+    """One agent's batches, dealt alike by all; iterate it once or again, each pass after the first begins at epoch 0.
 
     Args:
-        dataset: a map-style dataset, a tensor, or a tuple of tensors that share their first dimension; tensors (and a
-            ``TensorDataset``) are indexed a batch at a time. Or a stream (an ``IterableDataset``), which comes in its
-            own order, the same each time it is iterated.
-        batch_size: samples of this agent in a step.
-        rank, size: which agent this is, of how many.
+        rank, size: which agent this is, of how many. For ``dataset`` and others see :class:`Batches`.
         members: what the agents are called, by rank, in :meth:`committed`; by their ranks without.
-        workers: processes that load samples; tensors need none.
-        shuffle: a new permutation each epoch, or the order of the dataset.
-        on_batch: called with the agent's share (see :meth:`stretto.ledger.Deal.share`) before each batch is handed out.
-        on_begin: called when a pass begins, before anything is handed out; it may :meth:`adopt`.
-        on_draw: called before a batch is handed out, and with True when none is left: what is pending may be committed
-            now, or what others stand at be adopted.
         fenced: somebody calls :meth:`committed`. Without, a batch counts as trained by all when it is handed out.
         ledger: what was trained before: the first pass goes on from there, with the batches that were to come.
-
-    Attributes:
-        ledger: what is trained, as of the last commit.
-        epoch: the epoch of the batch handed out last.
-        ends: is there none after it, unless some are dealt again? (Of a stream nobody knows.)
-        advanced: samples committed over all epochs, when that batch was handed out and now; the same at all agents.
 
     Raises:
         UsageError: this is no dataset, or one with fewer samples than agents.
@@ -73,37 +50,20 @@ class Shard:
         batch_size: int,
         *,
         epochs: int = 1,
-        seed: int = 0,
         rank: int = 0,
         size: int = 1,
-        workers: int = 0,
-        shuffle: bool = True,
-        on_batch: Callable[[float], None] | None = None,
-        on_begin: Callable[[], object] = lambda: None,
-        on_draw: Callable[[bool], object] = lambda end: None,
         fenced: bool = False,
         members: Sequence[int] | None = None,
         ledger: Ledger | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        if epochs < 1 or workers < 0 or batch_size < 1:
-            raise UsageError(
-                f"epochs and batch_size must be at least 1 and workers at least 0; got {epochs}, {batch_size} and "
-                f"{workers}"
-            )
-        samples = length_of(dataset, workers)
-        self.dataset = dataset
-        self.ledger = self._fresh = Ledger.begin(samples, seed, shuffle)
-        self.epoch = 0
-        self.ends = False
-        self.advanced = (0, 0)
+        super().__init__(dataset, batch_size, epochs=epochs, **options)
         self._terms = _terms(rank, size, None, members, batch_size, epochs)
         self._next_terms: Terms | None = None
         self._pending: list[Handed] = []
-        self._begun = self._stale = False
-        self._workers, self._on_batch, self._on_begin, self._fenced = workers, on_batch, on_begin, fenced
-        self._on_draw = on_draw
-        if samples is not None:
-            plan(samples, size, batch_size)
+        self._fenced = fenced
+        if self.ledger.samples is not None:
+            plan(self.ledger.samples, size, batch_size)
         if ledger is not None:
             self._become(Standing(ledger))
 
@@ -112,28 +72,6 @@ class Shard:
         if self.ledger.samples is None:
             raise TypeError(f"{type(self.dataset).__name__} is a stream: it has no length")
         return self.drawn + steps_ahead(self._ahead(), self._terms)
-
-    def __iter__(self) -> Iterator[Any]:
-        if self._begun:
-            self.ledger = self._fresh
-            self._forget()
-        self._begun = True
-        self._on_begin()
-        source = source_of(self.dataset, self.ledger, workers=self._workers, rank=self._terms.rank)
-        while True:
-            self._stale = False
-            for turn, batch in source.batches(self._ahead(), self._terms):
-                if self._dealt_anew(end=False):
-                    break
-                self._hand_out(turn)
-                if not self._fenced:
-                    self.committed()
-                yield batch
-                if self._stale:
-                    break
-            else:
-                if not self._dealt_anew(end=True):
-                    return
 
     @property
     def drawn(self) -> int:
@@ -196,10 +134,7 @@ class Shard:
             Disagreement: it is of other data.
             DataError: it is damaged.
         """
-        try:
-            standing = msgspec.convert(state, Standing)
-        except msgspec.ValidationError as e:
-            raise DataError(f"the state of a shard is damaged: {e}; take it from another agent or checkpoint") from e
+        standing = standing_of(state)
         if join and standing.batch_size:
             self._terms = replace(self._terms, batch_size=standing.batch_size, epochs=standing.epochs)
         pending = standing.pending if join else ()
@@ -210,13 +145,17 @@ class Shard:
             )
         self._become(Standing(standing.ledger, pending))
 
-    def position(self) -> Position:
-        return Position(self.ledger.epoch, self.ledger.steps, self.ledger.trained)
-
     def proof(self) -> str:
-        """What the ledger proves, and what it does not: ``60,000 samples, each exactly once; ledger 5f3a0c97d2e1``."""
         pending = f"; {len(self._pending)} batches were handed out and not trained" if self._pending else ""
-        return self.ledger.proof() + pending
+        return super().proof() + pending
+
+    def _begin_anew(self) -> None:
+        self.ledger = self._fresh
+        self._forget()
+
+    def _reader(self) -> Callable[[], Generator[tuple[Turn, Any], None, None]]:
+        source = course_source(self.dataset, self.ledger, workers=self._workers, rank=self._terms.rank)
+        return lambda: source.batches(self._ahead(), self._terms)
 
     def _ahead(self) -> Ledger:
         """What will be trained when all that is pending is: what is dealt is never dealt again beside that."""
@@ -225,20 +164,15 @@ class Shard:
             ledger = ledger.commit(handed.deal, handed.step)
         return ledger
 
-    def _dealt_anew(self, *, end: bool) -> bool:
-        """A batch is about to be drawn: must it be dealt anew first?"""
-        self._on_draw(end)
-        return self._stale
-
     def _hand_out(self, turn: Turn) -> None:
         self._pending.append(Handed(turn.deal, turn.step, self._terms.members))
-        self.epoch, self.ends = turn.deal.epoch, turn.last
         self.advanced = (self.ledger.trained, self.ledger.trained)
-        if self._on_batch:
-            self._on_batch(turn.share)
+        super()._hand_out(turn)
+        if not self._fenced:
+            self.committed()
 
     def _become(self, standing: Standing) -> None:
-        self.ledger = self._ours(standing.ledger)
+        self.ledger = self.ledger.same_data(standing.ledger)
         self.epoch = self.ledger.epoch
         self.advanced = (self.ledger.trained, self.ledger.trained)
         self._pending = list(standing.pending)
@@ -254,15 +188,6 @@ class Shard:
         if self._next_terms is not None:
             self._stale |= (self._next_terms.rank, self._next_terms.shares) != (self._terms.rank, self._terms.shares)
             self._terms, self._next_terms = self._next_terms, None
-
-    def _ours(self, ledger: Ledger) -> Ledger:
-        mine, theirs = ((x.samples, x.seed, x.shuffle) for x in (self.ledger, ledger))
-        if mine != theirs:
-            raise Disagreement(
-                f"the ledger is of (samples, seed, shuffle) = {theirs}, and this shard of {mine}: give every agent, "
-                "and a run that is resumed, the same dataset and the same seed"
-            )
-        return ledger
 
 
 def _terms(

@@ -1,14 +1,13 @@
-"""Where samples come from: tensors, datasets with numbered samples, and streams. Each reads the turns of a course.
+"""Where samples come from: tensors, datasets with numbered samples, and streams.
 
-A source lives for one pass. ``batches`` may be given up at any batch and called again with another ledger and other
-terms: what was read ahead for the old ones is dropped.
+A source lives for one pass. ``batches`` may be given up at any batch and called again: what was read ahead is dropped.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Generator, Iterator
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,13 +18,45 @@ from stretto.data.course import Terms, Turn, course
 from stretto.data.order import Order
 from stretto.data.stream import StreamSource
 from stretto.errors import UsageError
-from stretto.ledger import Ledger
+from stretto.ledger import Ledger, Ranges
+
+
+class Portion(Protocol):
+    """Positions of one epoch, to be handed out together."""
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def read(self) -> Ranges: ...
+
+
+P = TypeVar("P", bound=Portion)
 
 
 class Source(Protocol):
-    def batches(self, ledger: Ledger, terms: Terms) -> Iterator[tuple[Turn, Any]]:
+    """Samples by their numbers."""
+
+    def batches(self, portions: Iterator[P]) -> Generator[tuple[P, Any], None, None]:
+        """Each portion with its batch."""
+        ...
+
+
+class CourseSource(Protocol):
+    """Samples in the order of a course."""
+
+    def batches(self, ledger: Ledger, terms: Terms) -> Generator[tuple[Turn, Any], None, None]:
         """The turns from ``ledger`` on, each with its batch."""
         ...
+
+
+class OnCourse:
+    """Numbered samples, in the order of a course."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def batches(self, ledger: Ledger, terms: Terms) -> Generator[tuple[Turn, Any], None, None]:
+        return self._source.batches(course(ledger, terms))
 
 
 class TensorSource:
@@ -34,11 +65,11 @@ class TensorSource:
     def __init__(self, tensors: tuple[Tensor, ...], order: Order, *, bare: bool) -> None:
         self._tensors, self._order, self._bare = tensors, order, bare
 
-    def batches(self, ledger: Ledger, terms: Terms) -> Iterator[tuple[Turn, Any]]:
-        for turn in course(ledger, terms):
-            numbers = self._order.numbers(turn.deal.epoch, turn.read)
+    def batches(self, portions: Iterator[P]) -> Generator[tuple[P, Any], None, None]:
+        for portion in portions:
+            numbers = self._order.numbers(portion.epoch, portion.read)
             batch = tuple(t.index_select(0, numbers.to(t.device)) for t in self._tensors)
-            yield turn, batch[0] if self._bare else batch
+            yield portion, batch[0] if self._bare else batch
 
 
 class NumberedSource:
@@ -58,35 +89,42 @@ class NumberedSource:
             generator=torch.Generator().manual_seed(seed),
         )
 
-    def batches(self, ledger: Ledger, terms: Terms) -> Iterator[tuple[Turn, Any]]:
-        self._ahead.take(course(ledger, terms))
+    def batches(self, portions: Iterator[P]) -> Generator[tuple[P, Any], None, None]:
+        ordered: deque[P] = deque()
+        self._ahead.take(portions, ordered)
         for batch in self._loader:
-            yield self._ahead.ordered.popleft(), batch
+            yield ordered.popleft(), batch
 
 
 class _Ahead:
-    """What a DataLoader takes for a batch sampler: the turns as lists of numbers, and which it has asked for."""
+    """What a DataLoader takes for a batch sampler: portions as lists of numbers. What it asked for is ``ordered``."""
 
     def __init__(self, order: Order) -> None:
-        self.ordered: deque[Turn] = deque()
         self._order = order
-        self._turns: Iterator[Turn] = iter(())
+        self._asked: Iterator[list[int]] = iter(())
 
-    def take(self, turns: Iterator[Turn]) -> None:
-        """Forget what was ordered; these are next."""
-        self.ordered.clear()
-        self._turns = turns
+    def take(self, portions: Iterator[P], ordered: deque[P]) -> None:
+        """Forget what was asked for; these are next."""
+        self._asked = self._numbers(portions, ordered)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for turn in self._turns:
-            self.ordered.append(turn)
-            yield self._order.numbers(turn.deal.epoch, turn.read).tolist()
+        return self._asked
+
+    def _numbers(self, portions: Iterator[P], ordered: deque[P]) -> Iterator[list[int]]:
+        for portion in portions:
+            ordered.append(portion)
+            yield self._order.numbers(portion.epoch, portion.read).tolist()
+
+
+def course_source(dataset: Any, ledger: Ledger, *, workers: int, rank: int) -> CourseSource:
+    """The source that reads ``dataset`` as all deal it alike."""
+    if ledger.samples is None:
+        return StreamSource(dataset)
+    return OnCourse(source_of(dataset, ledger, workers=workers, rank=rank))
 
 
 def source_of(dataset: Any, ledger: Ledger, *, workers: int, rank: int) -> Source:
-    """The source that reads ``dataset`` in the order of ``ledger``."""
-    if ledger.samples is None:
-        return StreamSource(dataset)
+    """The source that reads ``dataset``, which is no stream, in the orders of ``ledger``."""
     order, tensors = Order(ledger), _tensors(dataset)
     if tensors is not None:
         return TensorSource(tensors, order, bare=isinstance(dataset, Tensor))

@@ -11,7 +11,7 @@ there. It must give the same samples in the same order each time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, Final
 
 from torch.utils.data import default_collate
@@ -29,7 +29,7 @@ class StreamSource:
     def __init__(self, dataset: Iterable[Any]) -> None:
         self._reader = Reader(dataset)
 
-    def batches(self, ledger: Ledger, terms: Terms) -> Iterator[tuple[Turn, Any]]:
+    def batches(self, ledger: Ledger, terms: Terms) -> Generator[tuple[Turn, Any], None, None]:
         while ledger.epoch < terms.epochs:
             dealt = deal(ledger, terms.shares, terms.batch_size)
             for step in range(dealt.steps):

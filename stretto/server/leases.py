@@ -7,17 +7,16 @@ leases of who is gone are free again, and go to who asks next. A quick agent may
 trains its last lease of this one (:attr:`Ledger.ahead`).
 
 An agent for which nothing is free waits as long as something is out, for it may come back. Nothing is out for ever: a
-lease is committed by its holder, or is free when that is gone. The exception are agents that accumulate gradients, and
-cannot commit what they have before they get more (``idle``): where all that is out is theirs, it is the end.
+lease is committed, given back, or free when its holder is gone.
 
-A ``static`` step is committed by all of its members at once. When members change, those in the first step that is out
-may be training it: it stays as it is, less the parts of who is gone. What was dealt beyond it is void: it is dealt anew
-to the members there are now, and who had asked for it asks again.
+A ``static`` step is dealt when the first asks for it, and is committed when all to whom it was dealt have committed it.
+When members change it stays as it is, since they may be training it, less the parts of who is gone; who is new weighs
+nothing in it. What was not dealt yet is dealt to the members there are then. So as long as nobody asks for a step ahead
+of the one that is trained, steps are those of :func:`stretto.data.course.course`, also after a death.
 """
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any, Final
 
 import msgspec
@@ -27,20 +26,13 @@ from msgspec.structs import replace
 from stretto.errors import DataError, Disagreement, UsageError
 from stretto.ledger import Deal, Ledger, Ranges, count, deal
 
-
-class End(Enum):
-    END = "nothing is left to train"
-
-
-END: Final = End.END
-
 _GONE: Final = -1
 
 
 class Lease(Struct, frozen=True, forbid_unknown_fields=True):
     """Positions of an epoch to train, and what their gradient weighs; is it the ``last``, as far as one knows?
 
-    ``number``: with its holder it tells the lease from all others; 0: it weighs nothing, and need not be committed.
+    ``number`` tells it from all others that its holder has; 0: it weighs nothing, and there is nothing to commit.
     """
 
     number: int
@@ -56,11 +48,15 @@ class Lease(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Held(Struct, frozen=True, forbid_unknown_fields=True):
-    """The first step of ``deal`` is out, to ``members`` by rank; the ranks ``done`` have trained it."""
+    """The first step of ``deal`` is out, to ``members`` by rank; the ranks ``done`` have trained it.
+
+    ``clock``: which of the static steps it is.
+    """
 
     number: int
     deal: Deal
     members: tuple[int, ...]
+    clock: int = 0
     done: tuple[int, ...] = ()
 
     @property
@@ -74,8 +70,8 @@ class Held(Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(rank for rank, uid in enumerate(self.members) if uid != _GONE)
 
     def by(self, uid: int) -> Held:
-        rank = self.members.index(uid)
-        return self if rank in self.done else replace(self, done=(*self.done, rank))
+        """Committed by this member."""
+        return replace(self, done=(*self.done, self.members.index(uid)))
 
     def among(self, members: tuple[int, ...]) -> Held:
         """Who is not one of these is gone; what it had committed stays so."""
@@ -84,54 +80,58 @@ class Held(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Standing(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is committed and what is out; ``clock``: static steps committed, ``committed``: (uid, number) of late."""
+    """What is committed, to whom leases are given, what is out; the static step committed last, and what was before."""
 
     ledger: Ledger
+    batch_size: int
+    epochs: int
     members: tuple[int, ...] = ()
     out: tuple[Held, ...] = ()
     issued: int = 0
-    clock: int = 0
-    idle: tuple[int, ...] = ()
-    committed: tuple[tuple[int, int], ...] = ()
+    last: tuple[Ledger, Held] | None = None
 
 
 class Leases:
-    """The leases of one dataset's samples, over all epochs. Deterministic: the same calls lead to the same state.
+    """The leases of one dataset's samples, from ``ledger`` on. Deterministic: the same calls lead to the same state.
 
     Args:
-        samples: how many there are in an epoch.
         batch_size: samples of a lease, unless who asks says otherwise.
         static: deal to all members alike, a step after the other.
-        ledger: what was trained before.
 
     Raises:
-        UsageError: a stream, no samples, or a size below 1.
-        Disagreement: the ledger is of other data.
+        UsageError: a stream, or a size below 1.
     """
 
-    def __init__(
-        self,
-        samples: int | None,
-        seed: int = 0,
-        shuffle: bool = True,
-        batch_size: int = 1,
-        epochs: int = 1,
-        static: bool = False,
-        ledger: Ledger | None = None,
-    ) -> None:
-        if samples is None:
+    def __init__(self, ledger: Ledger, batch_size: int, epochs: int, static: bool = False) -> None:
+        if ledger.samples is None:
             raise UsageError(
                 "a server leases samples by their numbers, and a stream has none: use a map-style dataset (with "
                 "__getitem__ and __len__), or a strategy without a server, such as allreduce() or local_sgd()"
             )
         if epochs < 1 or batch_size < 1:
             raise UsageError(f"epochs and batch_size must be at least 1; got {epochs} and {batch_size}")
-        fresh = Ledger.begin(samples, seed, shuffle)
-        self.epochs, self.batch_size = epochs, batch_size
-        self._samples, self._static = samples, static
-        self._now = Standing(fresh if ledger is None else fresh.same_data(ledger))
-        self._before: Standing | None = None
-        self._ahead = self._now.ledger
+        self._samples, self._static = ledger.samples, static
+        self._now = Standing(ledger, batch_size, epochs)
+        self._ahead = ledger
+
+    @classmethod
+    def of(cls, state: Any, static: bool = False) -> Leases:
+        """As those are whose :meth:`state` it is.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        try:
+            now = msgspec.convert(state, Standing)
+        except msgspec.ValidationError as e:
+            raise DataError(f"the state of leases is damaged: {e}; take it from another agent or checkpoint") from e
+        leases = cls(now.ledger, now.batch_size, now.epochs, static)
+        leases._stand(now)
+        return leases
+
+    def state(self) -> Any:
+        """In plain values."""
+        return msgspec.to_builtins(self._now)
 
     @property
     def ledger(self) -> Ledger:
@@ -141,42 +141,39 @@ class Leases:
     @property
     def over(self) -> bool:
         """Are all epochs committed?"""
-        return self._now.ledger.epoch >= self.epochs
+        return self._now.ledger.epoch >= self._now.epochs
 
     def enter(self, members: tuple[int, ...]) -> None:
-        """These are here now, by rank. What was leased to others is free again, unless they had committed it."""
-        now = self._now
-        out = tuple(held.among(members) for held in now.out)
-        self._now = replace(
-            now,
-            members=members,
-            out=out[:1] if self._static and members != now.members else out,
-            idle=tuple(uid for uid in now.idle if uid in members),
-            committed=tuple((uid, number) for uid, number in now.committed if uid in members),
-        )
+        """These are here now (uids by rank). What was leased to others is free again."""
+        out = tuple(held.among(members) for held in self._now.out)
+        self._now = replace(self._now, members=members, out=out)
         self._close()
-        self._look_ahead()
+        self._stand(self._now)
 
-    def lease(self, uid: int, clock: int = 0, batch_size: int = 0, *, idle: bool = False) -> Lease | End | None:
-        """Samples for this agent; None: wait, and ask again after the next commit or change of members.
+    def lease(self, uid: int, clock: int = 0, batch_size: int = 0) -> Lease | None:
+        """Samples for this agent; None: it is over, or wait, and ask again when something was committed or came back.
 
         Args:
-            clock: static: of which step (the first is 1). Who asks again is told the same.
-            batch_size: how many; 0: as many as were said at the beginning.
-            idle: what it has it cannot commit before it has this.
+            clock: static: of which step; who asks again is told the same. Steps need not follow each other.
+            batch_size: how many; 0: as many as were said at the beginning. (Static: always.)
 
         Raises:
-            Disagreement: it is no member, or the step is over.
+            Disagreement: it is no member, or others are at a later step.
         """
-        self._check(uid)
-        held = self._step(clock) if self._static else self._deal((uid,), batch_size or self.batch_size)
-        self._now = replace(self._now, idle=tuple(other for other in self._now.idle if other != uid))
-        if held is not None:
-            return self._lease(held, uid)
-        if idle:
-            self._now = replace(self._now, idle=(*self._now.idle, uid))
-        waiting = {other for held in self._now.out for other in held.waiting}
-        return END if waiting <= set(self._now.idle) else None
+        if uid not in self._now.members:
+            raise Disagreement(f"agent {uid} is not one of {list(self._now.members)}, who train: join anew")
+        held = self._step(clock) if self._static else self._deal((uid,), batch_size or self._now.batch_size)
+        return None if held is None else self._lease(held, uid)
+
+    def held(self, uid: int, number: int) -> Lease | None:
+        """What is out to this agent beyond that number, and it may not have heard of. (Static: ask again.)"""
+        found = (held for held in self._now.out if held.number > number and uid in held.members)
+        held = None if self._static else next(found, None)
+        return None if held is None else self._lease(held, uid)
+
+    def begun(self, clock: int) -> bool:
+        """Is that static step dealt to some, who count on the others?"""
+        return self._static and any(held.clock == clock for held in self._now.out)
 
     def out_to(self, uid: int) -> list[int]:
         """The numbers of what it has and has not committed, the first first."""
@@ -188,102 +185,55 @@ class Leases:
         first = None if self._static else next(found, None)
         return None if first is None else self._lease(first, uid)
 
-    def begun(self, clock: int) -> bool:
-        """Static: is that step out to somebody?"""
-        return self._static and clock - self._now.clock <= len(self._now.out)
-
     def commit(self, uid: int, number: int) -> bool:
-        """The agent has trained that lease; False: it had said so before.
-
-        Raises:
-            Disagreement: the lease is not out to it: it was, before it was thought to be gone, or never.
-        """
-        self._check(uid)
+        """The agent has trained that lease; False: it is not out to it. It is committed, or went back."""
         now = self._now
-        before = dict(now.committed).get(uid, 0)
-        held = next((held for held in now.out if held.number == number and uid in held.waiting), None)
-        if held is None and number > before:
-            raise Disagreement(
-                f"agent {uid} commits lease {number}, which is not out to it (its last was {before}): what it trained "
-                "is dealt to others; join anew"
-            )
-        if held is None:
+        if not any(held.number == number and uid in held.waiting for held in now.out):
             return False
-        out = tuple(h.by(uid) if h is held else h for h in now.out)
-        latest = {**dict(now.committed), uid: max(before, number)}
-        self._now = replace(now, out=out, committed=tuple(sorted(latest.items())))
+        out = tuple(held.by(uid) if held.number == number else held for held in now.out)
+        self._now = replace(now, out=out)
         self._close()
         return True
 
     def give_back(self, uid: int, number: int) -> None:
         """The agent will not train that lease. (A part of a static step cannot be given back.)"""
-        self._check(uid)
         if not self._static:
-            out = tuple(held for held in self._now.out if held.number != number or uid not in held.waiting)
-            self._now = replace(self._now, out=out)
-            self._look_ahead()
+            out = tuple(held for held in self._now.out if held.number != number or uid not in held.members)
+            self._stand(replace(self._now, out=out))
 
-    def settle(self, clock: int) -> None:
-        """Static: be after the commit of step ``clock``, the last one or the one before; later ones are not trained.
-
-        Raises:
-            Disagreement: it was too long ago.
-        """
-        now, before = self._now, self._before
-        if clock < now.clock and before is not None:
-            now = replace(before, members=now.members, issued=now.issued)
-        if clock != now.clock:
-            raise Disagreement(f"the ledger is after step {self._now.clock}, and cannot go to step {clock}")
-        self._now = replace(now, out=tuple(replace(held, done=()) for held in now.out))
-        self.enter(now.members)
-
-    def state(self) -> Any:
-        """In plain values: all that :meth:`load` needs to go on alike."""
-        return msgspec.to_builtins([self._now, self._before])
-
-    def load(self, state: Any) -> None:
-        """Go on as those did whose ``state()`` it is.
-
-        Raises:
-            Disagreement: it is of other data.
-            DataError: it is damaged.
-        """
-        try:
-            now, before = msgspec.convert(state, tuple[Standing, Standing | None])
-        except msgspec.ValidationError as e:
-            raise DataError(f"the state of leases is damaged: {e}; take it from another agent or checkpoint") from e
-        self._now.ledger.same_data(now.ledger)
-        self._now, self._before = now, before
-        self._look_ahead()
-
-    def _check(self, uid: int) -> None:
-        if uid not in self._now.members:
-            raise Disagreement(f"agent {uid} is not one of {list(self._now.members)}, who train: join anew")
+    def undo(self) -> None:
+        """The static step that was committed last is out again, beside those that were dealt since."""
+        now = self._now
+        if now.last is not None:
+            ledger, held = now.last
+            self._stand(replace(now, ledger=ledger, out=(held, *now.out), last=None))
 
     def _step(self, clock: int) -> Held | None:
-        """The static step of that clock."""
-        place = clock - self._now.clock - 1
-        if place < 0:
-            raise Disagreement(f"step {clock} is over: {self._now.clock} steps are committed")
-        while len(self._now.out) <= place:
-            if self._deal(self._now.members, self.batch_size) is None:
-                return None
-        return self._now.out[place]
+        latest = self._now.out[-1].clock if self._now.out else self._now.last[1].clock if self._now.last else 0
+        if clock > latest:
+            return self._deal(self._now.members, self._now.batch_size, clock)
+        held = next((held for held in self._now.out if held.clock == clock), None)
+        if held is None:
+            raise Disagreement(
+                f"step {clock} is asked for, and others are at step {latest}: do all take the same steps?"
+            )
+        return held
 
-    def _deal(self, members: tuple[int, ...], batch_size: int) -> Held | None:
+    def _deal(self, members: tuple[int, ...], batch_size: int, clock: int = 0) -> Held | None:
         """The next step, now out to these."""
-        if self._ahead.epoch >= self.epochs:
+        now = self._now
+        if self._ahead.epoch >= now.epochs:
             return None
         dealt = deal(self._ahead, (1,) * len(members), batch_size)
         if not self._static:
             dealt = Deal(dealt.epoch, dealt.batch(0), (1,), batch_size)
-        held = Held(self._now.issued + 1, dealt, members)
+        held = Held(now.issued + 1, dealt, members, clock)
         self._ahead = self._ahead.commit(dealt, 0)
-        self._now = replace(self._now, out=(*self._now.out, held), issued=held.number)
+        self._now = replace(now, out=(*now.out, held), issued=held.number)
         return held
 
     def _lease(self, held: Held, uid: int) -> Lease:
-        last = self._ahead.epoch >= self.epochs and held is self._now.out[-1]
+        last = self._ahead.epoch >= self._now.epochs and held.number == self._now.issued
         dealt = held.deal
         if uid not in held.members:  # it came when this step was out
             return Lease(0, dealt.epoch, dealt.stand_in(0), 0.0, last)
@@ -292,7 +242,7 @@ class Leases:
         return Lease(held.number, dealt.epoch, dealt.read(0, rank), share, last)
 
     def _usual(self, batch_size: int) -> float:
-        """Samples in a lease, in the mean of an epoch: all samples weigh the same, and leases of an epoch 1."""
+        """Samples in a lease, in the mean of an epoch: so all samples weigh the same, and an epoch's leases 1 each."""
         return self._samples / Deal(0, ((0, self._samples),), (1,), batch_size).steps
 
     def _close(self) -> None:
@@ -303,17 +253,13 @@ class Leases:
                     return
                 continue
             now = self._now
-            out = tuple(other for other in now.out if other is not held)
-            if not held.done:
-                self._now = replace(now, out=out)
-                continue
-            if self._static:
-                self._before = replace(now, out=tuple(replace(other, done=()) for other in now.out))
-            ledger = now.ledger.commit(held.deal, 0, held.done)
-            self._now = replace(now, ledger=ledger, out=out, clock=now.clock + self._static)
+            self._now = now = replace(now, out=tuple(other for other in now.out if other is not held))
+            if held.done:
+                last = (now.ledger, replace(held, done=())) if self._static else None
+                self._now = replace(now, ledger=now.ledger.commit(held.deal, 0, held.done), last=last)
 
-    def _look_ahead(self) -> None:
-        """What is free, anew."""
-        self._ahead = self._now.ledger
-        for held in self._now.out:
+    def _stand(self, now: Standing) -> None:
+        """Stand so; what is free follows."""
+        self._now, self._ahead = now, now.ledger
+        for held in now.out:
             self._ahead = self._ahead.commit(held.deal, 0, held.ranks)
