@@ -369,10 +369,11 @@ class Agent:
         holds = self._holds
         before = [shard.ledger.epoch for shard in holds.shards]
         holds.steps += steps
-        for shard in holds.shards:
-            shard.committed(closing.contributors, but=but if shard is holds.shards[0] else 0)
+        dealt = [shard for shard in holds.shards if isinstance(shard, Shard)]
+        for shard in dealt:
+            shard.committed(closing.contributors, but=but if shard is dealt[0] else 0)
         self.moved(closing)
-        for shard, epoch in zip(holds.shards, before, strict=True):
+        for shard, epoch in zip(dealt, before, strict=True):
             if shard.ledger.epoch > epoch and id(shard) in self._paces:
                 self._balance(shard, self._paces[id(shard)])
 

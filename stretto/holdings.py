@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from stretto.core import Network
-from stretto.data import Shard
+from stretto.data import Leased, Shard
 from stretto.delayed import Delayed
 from stretto.loose import Loose
 from stretto.preparing import Stateful, alike, alike_part, digest
@@ -25,7 +25,7 @@ class Holdings:
     def __init__(self) -> None:
         self.models: list[nn.Module] = []
         self.stateful: list[Stateful] = []
-        self.shards: list[Shard] = []
+        self.shards: list[Shard | Leased] = []
         self.loose: Loose | Delayed | Pushing | None = None
         self.local: list[Stateful] = []
         self.steps = 0

@@ -1,4 +1,4 @@
-"""Tables: embeddings whose gradients are of some rows only. What a batch touched leaves as rows, and comes back as rows.
+"""Tables: embeddings whose gradients are of some rows only. What a batch touched leaves, and comes back, as rows.
 
     gradient (sparse, rows as they were looked up) ─ coalesced ─ cut by slots ─► Rows in memory that the courier sees
     parameter ◄─ written ─ Rows that a holder sent
@@ -105,7 +105,7 @@ class Shelf:
         held = self.room(len(update.rows))
         held.rows.copy_(update.rows)
         held.values.copy_(update.values)
-        cuts = [bisect_left(held.rows, start) for start in starts[1:]]  # type: ignore[type-var]
+        cuts = [bisect_left(held.rows, start) for start in starts[1:]]
         parts = []
         for start, (first, stop) in zip(starts, pairwise([0, *cuts, len(held.rows)]), strict=True):
             parts.append(Rows(held.rows[first:stop].sub_(start), held.values[first:stop]))

@@ -65,10 +65,7 @@ class _Due:
 
 
 class Client:
-    """``ended(number, about)``: an order of the trainer's is carried out; what is to be told it.
-
-    ``corrected(number, about)``: of one that was carried out, before that of the push under way is.
-    """
+    """``ended(number, about)``: an order of the trainer's is carried out; what is to be told it."""
 
     def __init__(
         self,
@@ -79,10 +76,9 @@ class Client:
         cells: Sequence[Cell],
         memory: Memory,
         ended: Callable[[int, Tensor | None], None],
-        corrected: Callable[[int, Tensor], None],
     ) -> None:
         self._me, self._slots, self._server, self._codec, self._cells = me, slots, server, codec, cells
-        self._memory, self._ended, self._corrected = memory, ended, corrected
+        self._memory, self._ended = memory, ended
         self._ask: Ask | None = None
         self._clock = self._seen = 0
         self._counted = server.staleness == 0
@@ -90,8 +86,6 @@ class Client:
         self._pulled: list[State] = [None] * len(slots)
         self._values: _Due | None = None
         self._samples: tuple[int, Request, Payload] | None = None
-        self._ahead: tuple[int, Request] | None = None
-        self._again = False
         self._lease = -1
         self.kept: dict[int, Tensor] = {}
 
@@ -137,9 +131,7 @@ class Client:
             wish: all are to stop at a fence; ``fences``: that we have stopped at.
         """
         more = torch.tensor(terms, dtype=torch.float64)
-        request = Request(LEASE, self._me, self._clock + 1, fences, float(wish), self._lease, more)
-        self._ahead = (number, request) if self._values is not None and self._server.staleness == 0 else None
-        self._sample(number, request, ())
+        self._sample(number, Request(LEASE, self._me, self._clock + 1, fences, float(wish), self._lease, more), ())
 
     def read(self, number: int) -> None:
         """What is trained?"""
@@ -155,8 +147,6 @@ class Client:
         if due is not None:
             if self._server.staleness == 0:
                 self._undo(due)
-                if self._samples is None and self._ahead is not None:  # what was dealt of the step after may be void
-                    self._samples, self._again = (*self._ahead, ()), True
             for slot in [slot for slot in due.requests if slot in due.open]:
                 request, body = due.requests[slot]
                 ask(slot, (request.head(), *body))
@@ -175,8 +165,7 @@ class Client:
         self.leave()
         numbers = [due.number for due in (self._values,) if due is not None]
         numbers += [self._samples[0]] if self._samples is not None else []
-        self._values = self._samples = self._ahead = None
-        self._again = False
+        self._values = self._samples = None
         self._counted = self._server.staleness == 0
         self._have = [-1] * len(self._slots)
         return numbers
@@ -203,7 +192,7 @@ class Client:
     def _close(self) -> None:
         """The order about values is carried out, if all have answered."""
         due = self._values
-        if due is not None and not due.open and not self._again:
+        if due is not None and not due.open:
             self._values = None
             if self._server.staleness == 0:
                 self._clock = max(self._clock, self._seen)
@@ -228,12 +217,7 @@ class Client:
         elif request.kind == LEASE and about[0] == GRANTED:
             self._lease = int(about[2]) if about.numel() > 2 else -1
             self._count(True)
-        if self._again:
-            self._again = False
-            self._corrected(number, about)
-            self._close()
-        else:
-            self._ended(number, about)
+        self._ended(number, about)
 
     # What is sent
 

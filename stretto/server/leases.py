@@ -179,11 +179,10 @@ class Leases:
         """The numbers of what it has and has not committed, the first first."""
         return [held.number for held in self._now.out if uid in held.waiting]
 
-    def again(self, uid: int, known: int) -> Lease | None:
-        """What was leased to it by demand and has a number above ``known``, the last that it heard of."""
-        found = (held for held in self._now.out if uid in held.waiting and held.number > known)
-        first = None if self._static else next(found, None)
-        return None if first is None else self._lease(first, uid)
+    @property
+    def holders(self) -> set[int]:
+        """Who is to commit something."""
+        return {uid for held in self._now.out for uid in held.waiting}
 
     def commit(self, uid: int, number: int) -> bool:
         """The agent has trained that lease; False: it is not out to it. It is committed, or went back."""
@@ -201,12 +200,13 @@ class Leases:
             out = tuple(held for held in self._now.out if held.number != number or uid not in held.members)
             self._stand(replace(self._now, out=out))
 
-    def undo(self) -> None:
-        """The static step that was committed last is out again, beside those that were dealt since."""
+    def settle(self, clock: int) -> None:
+        """Static: be after step ``clock``, the last that is committed or the one before; of later ones nothing is."""
         now = self._now
-        if now.last is not None:
+        if now.last is not None and now.last[1].clock > clock:
             ledger, held = now.last
-            self._stand(replace(now, ledger=ledger, out=(held, *now.out), last=None))
+            now = replace(now, ledger=ledger, out=(held, *now.out), last=None)
+        self._stand(replace(now, out=tuple(replace(held, done=()) for held in now.out)))
 
     def _step(self, clock: int) -> Held | None:
         latest = self._now.out[-1].clock if self._now.out else self._now.last[1].clock if self._now.last else 0

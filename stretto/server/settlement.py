@@ -19,7 +19,7 @@ from msgspec import Struct
 from torch import Tensor
 
 from stretto.core import Link, Payload
-from stretto.errors import Disagreement, ProtocolError, RunLost
+from stretto.errors import Disagreement, ProtocolError
 from stretto.server.rules import Rule
 from stretto.server.space import Extent, Slot, assign
 
@@ -55,7 +55,7 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         members: uids of the agents, by rank.
-        chains: ranks, by slot.
+        chains: ranks, by slot; nobody, where all copies of a slot are gone.
         sources: who has a slot's latest version; -1: nobody, as nothing was held before.
         lacking: those of its chain who have not, by slot.
         versions: which one that is, by slot.
@@ -77,7 +77,6 @@ async def settle(link: Link, report: Report, slots_of: SlotsOf) -> Plan:
     Raises:
         PeerLost: somebody is gone: there will be another epoch.
         Disagreement: agents hold different things.
-        RunLost: all copies of a slot are gone.
     """
     if link.rank:
         link.post(0, (_written(report),), _REPORT)
@@ -97,21 +96,14 @@ def made(
 
     Raises:
         Disagreement: agents hold different things.
-        RunLost: all copies of a slot are gone.
     """
     spec = _agreed(reports)
     agents = [rank for rank, report in enumerate(reports) if not report.serves]
     holders = [rank for rank, report in enumerate(reports) if report.serves] or agents
     fresh = not any(report.copies for report in reports)
     having = [_having(reports, slot.number) for slot in slots]
-    lost = [slot.number for slot, ranks in zip(slots, having, strict=True) if not ranks]
-    if lost and not fresh:
-        raise RunLost(
-            f"slots {lost} of the model are gone: all who held a copy were lost together; go on from the last "
-            "checkpoint, and keep more copies (replicas=3) if that may happen again"
-        )
     versions = [ranks[0][0] if ranks else 0 for ranks in having]
-    clock = min(versions, default=0) if staleness == 0 and not fresh else None
+    clock = min((ranks[0][0] for ranks in having if ranks), default=0) if staleness == 0 and not fresh else None
     if clock is not None:
         versions = [clock] * len(versions)
     current = {
@@ -120,6 +112,8 @@ def made(
     }
     chains = assign([slot.nbytes for slot in slots], holders, hosts, replicas, current)
     having_now = [current[slot.number] for slot in slots]
+    if not fresh:
+        chains = tuple(chain if ranks else () for chain, ranks in zip(chains, having_now, strict=True))
     return Plan(
         spec,
         tuple(reports[rank].uid for rank in agents),

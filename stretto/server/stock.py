@@ -20,7 +20,7 @@ from stretto import state
 from stretto.core import Codec, Like, Payload
 from stretto.errors import ProtocolError
 from stretto.ledger import Ledger
-from stretto.server.leases import End, Lease, Leases
+from stretto.server.leases import Lease, Leases
 from stretto.server.messages import (
     DEAL,
     END,
@@ -68,8 +68,7 @@ class Stock:
         self._rule, self._server, self._codec, self._like = rule, server, codec, like
         self._coding = codec.init(like)
         self._members: tuple[int, ...] = ()
-        self._passes = self._base = 0
-        self._terms: Terms | None = None
+        self._passes = 0
         self._leases: Leases | None = None
         self._waiting: dict[int, Request] = {}
         self._asking: dict[int, Request] = {}
@@ -93,7 +92,7 @@ class Stock:
         if clock is not None:
             self.shard.settle(clock)
             if self._leases is not None:
-                self._leases.settle(clock - self._base)
+                self._leases.settle(clock)
         new = [uid for uid in members if uid not in self.shard.clocks]
         self.shard.enter(members, floor=0)
         if self._server.staleness != 0:
@@ -135,20 +134,14 @@ class Stock:
             "shard": self.shard.state(),
             "fences": self.fences,
             "passes": self._passes,
-            "base": self._base,
-            "terms": msgspec.to_builtins(self._terms) if self._terms is not None else None,
             "leases": self._leases.state() if self._leases is not None else None,
         }
 
     def load(self, found: dict[str, Any]) -> None:
         """Be as another one of this slot's."""
         self.shard.load(found["shard"])
-        self.fences, self._passes, self._base = found["fences"], found["passes"], found["base"]
-        self._terms = self._leases = None
-        if found["terms"] is not None:
-            self._terms = msgspec.convert(found["terms"], Terms)
-            self._leases = self._made(self._terms)
-            self._leases.load(found["leases"])
+        self.fences, self._passes, leases = found["fences"], found["passes"], found["leases"]
+        self._leases = Leases.of(leases, static=self._server.staleness == 0) if leases is not None else None
 
     def _begin(self, found: dict[str, Any]) -> None:
         """Another run, or this one, had these values: go on from there. What it dealt is dealt anew."""
@@ -157,7 +150,7 @@ class Stock:
         for uid in self._members if self._server.staleness != 0 else ():
             self.shard.pause(uid)
         self._passes = self.fences = 0
-        self._terms = self._leases = None
+        self._leases = None
 
     # Values
 
@@ -200,16 +193,9 @@ class Stock:
         if request.clock <= self._passes:
             return
         self._passes = request.clock
-        self._base = self.shard.version
-        self._terms = msgspec.json.decode(bytes(body[0].numpy()), type=Terms)
-        self._leases = self._made(self._terms)
+        terms = msgspec.json.decode(bytes(body[0].numpy()), type=Terms)
+        self._leases = Leases(terms.ledger, terms.batch_size, terms.epochs, static=self._server.staleness == 0)
         self._leases.enter(self._members)
-
-    def _made(self, terms: Terms) -> Leases:
-        ledger, static = terms.ledger, self._server.staleness == 0
-        return Leases(
-            ledger.samples, ledger.seed, ledger.shuffle, terms.batch_size, terms.epochs, static=static, ledger=ledger
-        )
 
     def _dealt(self) -> list[Reply]:
         """To whom something can be said about samples now."""
@@ -234,16 +220,17 @@ class Stock:
     def _about(self, uid: int, request: Request) -> Tensor | None:
         """What becomes of an agent's wish for samples; None: it waits. ``have``: fences that it has stopped at."""
         leases = self._leases
-        clock = request.clock - self._base
-        if request.have < self.fences and not (leases is not None and leases.begun(clock)):
+        if request.have < self.fences and not (leases is not None and leases.begun(request.clock)):
             return numbers(FENCE, self.fences)
         if leases is None:
             return numbers(GRANTED, self.fences)
-        size, idle = int(request.more[0]), bool(request.more[1])
-        lease = leases.again(uid, request.lease) or leases.lease(uid, clock, size, idle=idle)
-        if isinstance(lease, End):
+        if leases.over:
             return numbers(END, self.fences)
-        return None if lease is None else written(lease, self.fences)
+        lease = leases.held(uid, request.lease) or leases.lease(uid, request.clock, int(request.more[0]))
+        if lease is not None:
+            return written(lease, self.fences)
+        idle = {other for other, asked in self._asking.items() if asked.more[1]}
+        return numbers(END, self.fences) if leases.holders <= idle else None
 
 
 def written(lease: Lease, fences: int) -> Tensor:

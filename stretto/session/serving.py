@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stretto import state
 from stretto.core import Cell, Epoch, Link, Message, Payload
-from stretto.errors import PeerLost, StrettoError
+from stretto.errors import PeerLost, RunLost, StrettoError
 from stretto.server.client import Client
 from stretto.server.messages import ANSWER, LEASED, REQUEST, STATE, TAKEN, Request, read_request
 from stretto.server.replica import Replica, serve
@@ -31,8 +31,6 @@ from stretto.session.surroundings import Surroundings, Trainer
 
 _NOTHING: Final = 20
 """A tag by which nothing comes."""
-_RECENT: Final = 4
-"""Orders of which something may yet be said."""
 
 
 class Serving:
@@ -71,9 +69,7 @@ class Serving:
         held = self._held = Held(spec, self._meter)
         self._parts = Parts(values)
         cells = [Cell(held.like(slot, layouts, self._me)) for slot in held.slots]
-        self._client = Client(
-            self._me, held.slots, held.server, held.codec, cells, self._parts, self._ended, self._corrected
-        )
+        self._client = Client(self._me, held.slots, held.server, held.codec, cells, self._parts, self._ended)
         self._begin()
 
     # What the trainer orders
@@ -90,7 +86,7 @@ class Serving:
         What is said about samples comes in ``x``: its bytes, then that.
         """
         if self._is_inside(number):
-            self._told = {n: y for n, y in self._told.items() if n > number - _RECENT} | {number: x}
+            self._told[number] = x
             self._carefully(lambda: self._carry_out(number, what, x, clock))
 
     def _carry_out(self, number: int, what: str, x: Tensor, clock: int) -> None:
@@ -141,10 +137,8 @@ class Serving:
             self._client.leave()
 
     def out(self) -> None:
-        """We are in no epoch any more, and what we hold is of no account."""
+        """We are in no epoch any more. What we hold is kept: if we are let in again, it may be the last copy."""
         self.stop()
-        self._stocks.clear()
-        self._places.clear()
         self._inside = False
         for number in self._client.out() if self._client is not None else ():
             self._trainer.done(number, Closing(0, alone=True))
@@ -192,9 +186,10 @@ class Serving:
         self._around.event("slots", held=sum(self._rank in chain for chain in plan.chains), of=len(plan.chains))
         if self._client is not None:
             for number, chain in enumerate(plan.chains):
-                self._listen(number, chain[-1])
-            self._plan = plan
-            self._client.enter(self._ask)
+                if chain:
+                    self._listen(number, chain[-1])
+            self._plan, client = plan, self._client
+            self._carefully(lambda: client.enter(self._ask))
 
     def _give(self, number: int, plan: Plan) -> None:
         """Give a slot to those who lack it; where we hold it no more, forget it when they have it."""
@@ -261,7 +256,13 @@ class Serving:
         """Our own request, to the first of the slot's chain, or, where nothing is changed, to the last."""
         assert self._plan is not None
         request, body = read_request(Message(self._rank, payload))
-        place = self._plan.chains[number][0 if request.changes else -1]
+        chain = self._plan.chains[number]
+        if not chain:
+            raise RunLost(
+                f"slot {number} of the model is gone: all who held a copy were lost together; go on from the last "
+                "checkpoint, and keep more copies (replicas=3) if that may happen again"
+            )
+        place = chain[0 if request.changes else -1]
         if place != self._rank:
             self._link(number).post(place, payload, REQUEST)
         elif number in self._replicas:
@@ -304,14 +305,12 @@ class Serving:
         self._running.append(self._around.spawn(_receive(self._around.link(settle_number()), peer, _NOTHING), ended))
 
     def _ended(self, number: int, about: Tensor | None) -> None:
-        if about is not None:
-            self._corrected(number, about)
+        x = self._told.pop(number, None)
+        if x is not None and about is not None:
+            raw = about.view(torch.uint8)
+            whole = torch.cat([torch.tensor([raw.numel()]).view(torch.uint8), raw])
+            x.view(torch.uint8)[: whole.numel()] = whole
         self._trainer.done(number, None)
-
-    def _corrected(self, number: int, about: Tensor) -> None:
-        raw = about.view(torch.uint8)
-        whole = torch.cat([torch.tensor([raw.numel()]).view(torch.uint8), raw])
-        self._told[number].view(torch.uint8)[: whole.numel()] = whole
 
     def _link(self, number: int) -> Link:
         return self._around.link(slot_number(number))
