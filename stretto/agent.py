@@ -33,8 +33,8 @@ from stretto.holdings import Holdings
 from stretto.keeping import Keeping
 from stretto.ledger import Ledger, shares_of
 from stretto.pace import Pace
-from stretto.pushing import Pushing
 from stretto.preparing import check, check_names, check_native, describe, spread
+from stretto.pushing import Pushing
 from stretto.report import Report
 from stretto.saving import EVERY, Saver
 from stretto.server.stock import Terms

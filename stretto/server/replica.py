@@ -23,11 +23,13 @@ from stretto.server.messages import (
     CHANGED,
     COPIED,
     COPY,
+    LARGE,
     LEASED,
     PULL,
     REQUEST,
     SAME,
     SOME,
+    VALUES,
     WHOLE,
     Request,
     numbers,
@@ -57,7 +59,7 @@ class Replica:
         place = list(chain).index(rank)
         self._next = chain[place + 1] if place + 1 < len(chain) else None
         self._ranks = {uid: other for other, uid in enumerate(uids)}
-        self._send, self._idle = send, idle
+        self._rank, self._send, self._idle = rank, send, idle
         self._pull, self._like = pull, like
         self._seen: dict[int, tuple[Tensor, State]] = {}
 
@@ -112,7 +114,12 @@ class Replica:
             payload = (numbers(WHOLE, *about), shard.values)
             if self._pull != Identity():
                 self._seen[uid] = shard.values.clone(), self._pull.init(self._like)
-        self._send(self._ranks[uid], payload, ANSWER)
+        rank = self._ranks[uid]
+        if len(payload) == 2 and payload[1] is shard.values and shard.values.nbytes >= LARGE and rank != self._rank:
+            self._send(rank, payload[:1], ANSWER)
+            self._send(rank, payload[1:], VALUES)
+        else:
+            self._send(rank, payload, ANSWER)
 
     def _rows(self, have: int) -> Payload | None:
         """What changed of a table; None where that is most of it."""

@@ -17,7 +17,7 @@ from stretto import state
 from stretto.core import Cell, Epoch, Link, Message, Payload
 from stretto.errors import PeerLost, RunLost, StrettoError
 from stretto.server.client import Client
-from stretto.server.messages import ANSWER, LEASED, REQUEST, STATE, TAKEN, Request, read_request
+from stretto.server.messages import ANSWER, LEASED, REQUEST, STATE, TAKEN, VALUES, WHOLE, Request, read_request
 from stretto.server.replica import Replica, serve
 from stretto.server.settlement import Plan, Report, Spec, settle
 from stretto.server.space import Slot
@@ -289,7 +289,8 @@ class Serving:
         if last == self._rank:
             return
         link = self._link(number)
-        self._run(_hear(link, last, ANSWER, lambda payload: self._heard(number, payload, ANSWER)))
+        values = self._asking.values_of(number)
+        self._run(_hear_values(link, last, values, lambda payload: self._heard(number, payload, ANSWER)))
         if number == 0:
             self._run(_hear(link, last, LEASED, lambda payload: self._heard(number, payload, LEASED)))
 
@@ -345,6 +346,19 @@ class Serving:
 
 async def _receive(link: Link, peer: int, tag: int) -> Payload:
     return (await link.recv(peer, tag)).payload
+
+
+async def _hear_values(link: Link, last: int, values: Tensor, told: Callable[[Payload], None]) -> None:
+    """Answers; large values come to where they belong."""
+    while True:
+        coming = link.recv(last, VALUES, values)
+        apart = False
+        while not apart:
+            payload = (await link.recv(last, ANSWER)).payload
+            apart = len(payload) == 1 and int(payload[0][0]) == WHOLE
+            if apart:
+                await coming
+            told(payload)
 
 
 async def _hear(link: Link, peer: int, tag: int, told: Callable[[Payload], None]) -> None:
