@@ -149,10 +149,11 @@ def test_a_step_counts_as_much_as_it_is_said_to() -> None:
     optimizer = made("sgd", [values])
     rule = Rule.of(optimizer)
     stepper = rule.over(cut(8, [], 8)[0], values)
-    expected = values.clone()
+    expected, hyper = values.clone(), rule.hyper(optimizer)
     for scale in (1.0, 0.25, 0.25, 1.0):
-        stepper.step(gradient, rule.hyper(optimizer), scale)
-        expected -= 0.1 * scale * gradient
+        stepper.step(gradient, hyper, scale)
+        expected -= hyper[0].item() * scale * gradient
+        hyper[0] *= 0.5
     torch.testing.assert_close(values, expected)
 
 
