@@ -239,7 +239,7 @@ def test_who_pushes_or_is_resumed_is_waited_for_again() -> None:
     shard = slots.shard(Server(1), (1, 2))
     for clock in range(1, 6):
         shard.push(slots.push(1, clock), drawn(1, ELEMENTS))
-    for wake in (lambda: shard.resume(2), lambda: shard.push(slots.push(2, 1), drawn(1, ELEMENTS))):
+    for wake in (lambda: shard.resume(2, 0), lambda: shard.push(slots.push(2, 1), drawn(1, ELEMENTS))):
         shard.pause(2)
         assert shard.may(1, 5)
         wake()
@@ -247,6 +247,21 @@ def test_who_pushes_or_is_resumed_is_waited_for_again() -> None:
     shard.pause(1)
     shard.pause(2)
     assert shard.slowest == max(shard.clocks.values())
+
+
+def test_who_is_resumed_is_waited_for_from_the_clock_that_it_counts() -> None:
+    slots = Slots()
+    shard = slots.shard(Server(2), (1, 2))
+    shard.pause(2)
+    for clock in range(1, 10):
+        shard.push(slots.push(1, clock), drawn(1, ELEMENTS))
+    shard.resume(2, 8)
+    assert shard.slowest == 8
+    assert (shard.may(1, 10), shard.may(1, 11)) == (True, False)
+    assert not shard.push(slots.push(2, 8), drawn(1, ELEMENTS))
+    assert shard.push(slots.push(2, 9), drawn(1, ELEMENTS))
+    shard.resume(2, 3)
+    assert shard.clocks[2] == 9
 
 
 def test_who_is_new_begins_where_the_slowest_is_or_where_it_is_told_to() -> None:
