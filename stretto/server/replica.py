@@ -62,6 +62,8 @@ class Replica:
         self._rank, self._send, self._idle = rank, send, idle
         self._pull, self._like = pull, like
         self._seen: dict[int, tuple[Tensor, State]] = {}
+        self._spare: Tensor | None = None
+        self._leaving: Tensor | None = None
 
     def receive(self, request: Request, body: Payload) -> None:
         """From an agent, or from the one before us.
@@ -73,8 +75,7 @@ class Replica:
         if not request.changes:
             self._tell(request)
             return
-        if not self._idle():
-            self.stock.shard.move()
+        self._step_aside()
         replies = self.stock.apply(request, body)
         if self._next is not None:
             self._send(self._next, (request.head(), *body), REQUEST)
@@ -84,6 +85,16 @@ class Replica:
                 self._answer(reply.request)
             else:
                 self._send(self._ranks[reply.uid], (reply.about,), LEASED)
+
+    def _step_aside(self) -> None:
+        """What is on its way must not change: go on in other memory."""
+        if self._idle():
+            self._spare = self._spare if self._spare is not None else self._leaving
+            self._leaving = None
+        elif self._next is None:
+            values, shard = self.stock.shard.values, self.stock.shard
+            shard.move(self._spare)
+            self._spare, self._leaving = None, values
 
     def _tell(self, request: Request) -> None:
         if self._next is not None:
