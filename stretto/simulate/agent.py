@@ -231,8 +231,8 @@ class Agent:
 
     # What the session is given (stretto.session.Surroundings)
 
-    def link(self, exchange: int) -> Link:
-        return self.port.link(exchange)
+    def link(self, exchange: int, *, whole: bool = False) -> Link:
+        return self.port.link(exchange, whole=whole)
 
     def forget(self, exchange: int) -> None:
         self.port.forget(exchange)
