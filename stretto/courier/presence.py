@@ -6,30 +6,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 from stretto.core import called
 from stretto.courier.around import Around
 from stretto.courier.place import Place
 from stretto.courier.sharing import Sharing
-from stretto.errors import PeerLost, Refused, StrettoError
+from stretto.errors import PeerLost, Refused
 from stretto.links.loop import Loop
-from stretto.membership import Report, Runner, View
+from stretto.membership import Runner, View
 from stretto.membership.stores import open_store
+from stretto.session import Attendant
 from stretto.trace import Trace
 
 LINGER: Final = 1.0
 """Seconds that a process which leaves waits for its peers to leave too, and to have read everything."""
-
-
-class Attendant(Protocol):
-    """What becomes of views in it: a session."""
-
-    def install(self, view: View) -> None: ...
-    def freeze(self) -> Report: ...
-    def hold(self) -> None: ...
-    def out(self) -> None: ...
-    def refuse(self, error: StrettoError) -> None: ...
 
 
 S = TypeVar("S", bound=Attendant)

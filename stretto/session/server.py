@@ -2,6 +2,7 @@
 
 A server votes, and its death changes the view; fences, healing and the deal of samples pass it by. It has no trainer
 to wait for, so it says that it is ready to come in as soon as it stands at the door, and is let in without a fence.
+What it holds, and answers, is its :class:`~stretto.session.serving.Serving`'s, as an agent's is.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from stretto.core import Network
 from stretto.errors import StrettoError
 from stretto.membership.messages import Report, View
 from stretto.session import views
+from stretto.session.metered import Meter
+from stretto.session.rounds import Closing
+from stretto.session.serving import Serving
 from stretto.session.surroundings import Surroundings
 
 
 class ServerSession:
-    """One server in a run. ``me`` is its uid; ``refused(error)``: the run does not want us."""
+    """One server in a run. ``me`` is its uid; ``refused(error)``: it cannot go on."""
 
     def __init__(self, me: int, surroundings: Surroundings, refused: Callable[[StrettoError], object]) -> None:
         self._me, self._around, self._refused = me, surroundings, refused
         self._view: View | None = None
         self._network = Network()
         self._frozen = False
+        self._serving = Serving(me, surroundings, _Nobody(), Meter(surroundings.cpu), self.refuse, serves=True)
 
     @property
     def inside(self) -> bool:
@@ -40,7 +45,7 @@ class ServerSession:
         """End every exchange of this epoch, for good."""
         if not self._frozen:
             self._frozen = True
-            self._around.abandon()
+            self._stop()
             self._around.event("frozen", view=self._view.number if self._view else 0)
         network = self._network
         return Report(self._me, 0, False, b"", False, True, "", network.delay, network.rate)
@@ -51,22 +56,40 @@ class ServerSession:
         if rank is None:
             self.out()
             return
+        self._stop()
         if self._view is not None and all(report.uid != self._me for report in view.reports):
             self._around.part()
         self._view, self._frozen = view, False
         self._network = Network(view.delay, view.rate)
-        self._around.enter(views.epoch_of(view), rank)
+        epoch = views.epoch_of(view)
+        self._around.enter(epoch, rank)
         self._around.measured(self._network)
+        self._serving.enter(epoch, rank)
         self._around.event("view", **views.told(view), rank=rank)
 
     def out(self) -> None:
         """We are in no view any more, and want to be."""
-        self._around.abandon()
+        self._stop()
+        self._serving.out()
         self._around.part()
         self._view, self._frozen = None, False
         self.knock()
 
     def refuse(self, error: StrettoError) -> None:
-        """Nobody will let us in."""
-        self._around.abandon()
+        """We cannot go on."""
+        self._stop()
         self._refused(error)
+
+    def _stop(self) -> None:
+        self._serving.stop()
+        self._around.abandon()
+
+
+class _Nobody:
+    """Here nobody trains, so nothing is ordered."""
+
+    def done(self, number: int, closing: Closing | None) -> None:
+        raise AssertionError(f"a server was told that order {number} is done")
+
+    def failed(self, number: int, error: StrettoError) -> None:
+        raise error

@@ -27,7 +27,7 @@ from stretto.session.held import Held, Parts
 from stretto.session.lanes import Layout
 from stretto.session.metered import Meter
 from stretto.session.rounds import Cancel, Closing, settle_number, slot_number
-from stretto.session.surroundings import Surroundings, Trainer
+from stretto.session.surroundings import Orderer, Surroundings
 
 _NOTHING: Final = 20
 """A tag by which nothing comes."""
@@ -42,7 +42,7 @@ class Serving:
         self,
         me: int,
         around: Surroundings,
-        trainer: Trainer,
+        trainer: Orderer,
         meter: Meter,
         refuse: Callable[[StrettoError], None],
         *,
