@@ -33,21 +33,22 @@ class Settlement:
 
 
 def settle(view: View, buckets: int = 0) -> Settlement | None:
-    """The settlement of ``view``; None where no old member has begun the lowest round: there is nothing to do.
+    """The settlement of ``view`` among its agents; None where none has begun the lowest round: there is nothing to do.
 
     Args:
         buckets: of the round, where one knows it. A report has none of a round that its trainer has not begun.
     """
-    if not view.reports:
+    reports = view.trained
+    if not reports:
         return None
-    lowest = min(report.round for report in view.reports)
-    concerned = [report for report in view.reports if report.since <= lowest]
+    lowest = min(report.round for report in reports)
+    concerned = [report for report in reports if report.since <= lowest]
     if not any(report.begun or report.round > lowest for report in concerned):
         return None
-    places = {seat.uid: rank for rank, seat in enumerate(view.seats)}
+    places = {seat.uid: rank for rank, seat in enumerate(view.agents)}
     old = {places[report.uid]: report for report in concerned}
     owners = _owners(old, lowest, buckets)
-    ranks = tuple(range(len(view.seats))) if lowest >= view.entry else tuple(sorted(old))
+    ranks = tuple(range(len(places))) if lowest >= view.entry else tuple(sorted(old))
     if all(owners) and any(report.round > lowest or report.done for report in concerned):
         lacking = tuple(tuple(rank for rank in ranks if rank not in owner) for owner in owners)
         return Settlement(lowest, True, tuple(min(owner) for owner in owners), lacking, ranks)
