@@ -147,7 +147,7 @@ class Leases:
         """These are here now (uids by rank). What was leased to others is free again."""
         out = tuple(held.among(members) for held in self._now.out)
         self._now = replace(self._now, members=members, out=out)
-        self._close()
+        self._close(out)
         self._stand(self._now)
 
     def lease(self, uid: int, clock: int = 0, batch_size: int = 0) -> Lease | None:
@@ -186,12 +186,13 @@ class Leases:
 
     def commit(self, uid: int, number: int) -> bool:
         """The agent has trained that lease; False: it is not out to it. It is committed, or went back."""
-        now = self._now
-        if not any(held.number == number and uid in held.waiting for held in now.out):
+        held = next((held for held in self._now.out if held.number == number), None)
+        if held is None or uid not in held.waiting:
             return False
-        out = tuple(held.by(uid) if held.number == number else held for held in now.out)
-        self._now = replace(now, out=out)
-        self._close()
+        after = held.by(uid)
+        out = tuple(after if other is held else other for other in self._now.out)
+        self._now = replace(self._now, out=out)
+        self._close(out if self._static else (after,))
         return True
 
     def give_back(self, uid: int, number: int) -> None:
@@ -245,9 +246,9 @@ class Leases:
         """Samples in a lease, in the mean of an epoch: so all samples weigh the same, and an epoch's leases 1 each."""
         return self._samples / Deal(0, ((0, self._samples),), (1,), batch_size).steps
 
-    def _close(self) -> None:
-        """What nobody is to commit any more is committed, by those who have; static steps one after the other."""
-        for held in self._now.out:
+    def _close(self, out: tuple[Held, ...]) -> None:
+        """What of this nobody is to commit any more is committed, by those who have; static steps one by one."""
+        for held in out:
             if held.waiting:
                 if self._static:
                     return
