@@ -158,7 +158,7 @@ class Leases:
             batch_size: how many; 0: as many as were said at the beginning. (Static: always.)
 
         Raises:
-            Disagreement: it is no member, or others are at a later step.
+            Disagreement: it is no member, or the step is over.
         """
         if uid not in self._now.members:
             raise Disagreement(f"agent {uid} is not one of {list(self._now.members)}, who train: join anew")
@@ -210,15 +210,12 @@ class Leases:
         self._stand(replace(now, out=tuple(replace(held, done=()) for held in now.out)))
 
     def _step(self, clock: int) -> Held | None:
-        latest = self._now.out[-1].clock if self._now.out else self._now.last[1].clock if self._now.last else 0
-        if clock > latest:
-            return self._deal(self._now.members, self._now.batch_size, clock)
         held = next((held for held in self._now.out if held.clock == clock), None)
-        if held is None:
-            raise Disagreement(
-                f"step {clock} is asked for, and others are at step {latest}: do all take the same steps?"
-            )
-        return held
+        if held is not None:
+            return held
+        if self._now.last is not None and clock <= self._now.last[1].clock:
+            raise Disagreement(f"step {clock} is asked for, and is over: do all take the same steps?")
+        return self._deal(self._now.members, self._now.batch_size, clock)
 
     def _deal(self, members: tuple[int, ...], batch_size: int, clock: int = 0) -> Held | None:
         """The next step, now out to these."""
@@ -230,7 +227,8 @@ class Leases:
             dealt = Deal(dealt.epoch, dealt.batch(0), (1,), batch_size)
         held = Held(now.issued + 1, dealt, members, clock)
         self._ahead = self._ahead.commit(dealt, 0)
-        self._now = replace(now, out=(*now.out, held), issued=held.number)
+        out = tuple(sorted((*now.out, held), key=lambda held: held.clock))  # all who had an earlier one may be gone
+        self._now = replace(now, out=out, issued=held.number)
         return held
 
     def _lease(self, held: Held, uid: int) -> Lease:
