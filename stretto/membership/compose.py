@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from stretto.core import Network
 from stretto.membership.messages import FOUNDER, STORE, Report, Seat, View
-from stretto.membership.settle import admits, entry
+from stretto.membership.settle import admits, entry, together
 
 
 def nowhere(founder: Seat, network: Network, *, store: bool = False) -> View:
@@ -37,7 +37,7 @@ def following(
     founder: bool,
     why: str,
 ) -> View | None:
-    """The view after ``base``: the old members that reported, then ``newcomers`` where the reports admit them.
+    """The view after ``base``: old members that reported and go on together, then ``newcomers`` if these admit them.
 
     Args:
         reports: of the old members that are still well, by uid.
@@ -45,17 +45,18 @@ def following(
 
     None where none of them has the model: there is nothing to go on with.
     """
-    stay = tuple(replace(seat, healed=reports[seat.uid].healed) for seat in base.seats if seat.uid in reports)
+    said = tuple(together([reports[seat.uid] for seat in base.seats if seat.uid in reports]))
+    staying = {report.uid: report for report in said}
+    stay = tuple(replace(seat, healed=staying[seat.uid].healed) for seat in base.seats if seat.uid in staying)
     if not any(seat.healed for seat in stay):
         return None
-    said = tuple(reports[seat.uid] for seat in stay)
     come = tuple(replace(seat, healed=False) for seat in newcomers) if admits(said) else ()
     kept = base.founder if founder else None
     return View(
         base.number + 1,
         stay + come,
         _voters(base, stay + come, kept),
-        kept.uid if kept is not None else proposer,
+        kept.uid if kept is not None else proposer if proposer in staying else said[0].uid,
         said,
         entry(said),
         why,
