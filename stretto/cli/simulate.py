@@ -170,7 +170,8 @@ they send, or without a word), started again, cut off, stopped and misled. In ev
 * members of a view that applied a step applied the same bits;
 * nobody gives its state to others who was not healed;
 * every sample is trained exactly once an epoch;
-* the final weights are within 1e-12 of those of one process that trains the same;
+* the final weights are within 1e-12 of those of one process that trains the same, where no codec loses anything and
+  they follow from who trained what between two agreements of all (`allreduce`, `local_sgd`, `diloco`, …);
 * the training ends soon after the faults do, where somebody lives who has the model.
 
 *Impossible*: nobody who lived had the model any more, too few were left to vote, or all had left. *Torn leaves*: agents

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from stretto.core import FIRST_SERVER, Network, called
 from stretto.membership.messages import FOUNDER, STORE, Report, Seat, View
-from stretto.membership.settle import admits, entry
+from stretto.membership.settle import admits, entry, together
 
 
 def nowhere(founder: Seat, network: Network, *, store: bool = False) -> View:
@@ -39,8 +39,9 @@ def following(
     founder: bool,
     why: str,
 ) -> View | None:
-    """The view after ``base``: the old members that reported, then ``newcomers``; servers, who come after the agents,
-    at any time, and agents where the reports admit them.
+    """The view after ``base``: old members that reported and go on together, then ``newcomers``.
+
+    Servers come after the agents, and at any time; new agents where the reports admit them.
 
     Args:
         reports: of the old members that are still well, by uid.
@@ -48,11 +49,17 @@ def following(
 
     None where no agent of them has the model: there is nothing to go on with.
     """
-    stay = tuple(replace(seat, healed=reports[seat.uid].healed) for seat in base.seats if seat.uid in reports)
+    agents = [reports[seat.uid] for seat in base.seats if seat.uid in reports and not seat.serves]
+    trained = tuple(together(agents))
+    dropped = {report.uid for report in agents} - {report.uid for report in trained}
+    stay = tuple(
+        replace(seat, healed=reports[seat.uid].healed)
+        for seat in base.seats
+        if seat.uid in reports and seat.uid not in dropped
+    )
     if not any(seat.healed and not seat.serves for seat in stay):
         return None
     said = tuple(reports[seat.uid] for seat in stay)
-    trained = tuple(reports[seat.uid] for seat in stay if not seat.serves)
     opens = admits(trained)
     come = tuple(replace(seat, healed=seat.serves) for seat in newcomers if seat.serves or opens)
     seats = _ranked(stay + come)
@@ -61,7 +68,7 @@ def following(
         base.number + 1,
         seats,
         _voters(base, seats, kept),
-        kept.uid if kept is not None else proposer,
+        kept.uid if kept is not None else said[0].uid if proposer in dropped else proposer,
         said,
         entry(trained),
         why,
