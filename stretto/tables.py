@@ -1,4 +1,4 @@
-"""Tables: embeddings whose gradients are of some rows only. What a batch touched leaves, and comes back, as rows.
+"""Tables: embeddings whose gradients are of some rows only. What a batch touched leaves as rows, and so it comes back.
 
     gradient (sparse, rows as they were looked up) ─ coalesced ─ cut by slots ─► Rows in memory that the courier sees
     parameter ◄─ written ─ Rows that a holder sent
@@ -8,7 +8,6 @@ A table is a parameter that only ``nn.Embedding`` or ``nn.EmbeddingBag`` with ``
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Final
@@ -82,7 +81,8 @@ def rows_of(gradient: Tensor) -> Rows:
 class Shelf:
     """Memory that the courier sees, for as many rows of one table as there ever were at once.
 
-    It grows to twice what it was, so that all of it is at most twice what is used, and never beyond the ``table``.
+    It grows to twice what it was, and never beyond the ``table``: with what it had before, which is not given back, it
+    takes at most four times what it needs.
 
     Args:
         allocate: ``allocate(nbytes)`` gives memory (uint8) that the courier sees. How often, and of what size, is this
@@ -105,7 +105,7 @@ class Shelf:
         held = self.room(len(update.rows))
         held.rows.copy_(update.rows)
         held.values.copy_(update.values)
-        cuts = [bisect_left(held.rows, start) for start in starts[1:]]
+        cuts = torch.searchsorted(held.rows, torch.tensor(starts[1:], dtype=torch.int64)).tolist()
         parts = []
         for start, (first, stop) in zip(starts, pairwise([0, *cuts, len(held.rows)]), strict=True):
             parts.append(Rows(held.rows[first:stop].sub_(start), held.values[first:stop]))

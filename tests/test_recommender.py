@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from test_workloads import Alone, job
 from stretto import workloads
 from stretto.cli import options
 from stretto.errors import DataError
+from stretto.server import Server
+from stretto.strategies import allreduce
 from stretto.workloads import factors, ratings, recommender
+from stretto.workloads import train as training
 from stretto.workloads.factors import Factors
 from stretto.workloads.result import combine
 from stretto.workloads.train import train
@@ -195,6 +199,13 @@ def test_sparse_gradients_train_what_dense_ones_do() -> None:
         trained.append(model.state_dict())
     for name, dense in trained[0].items():
         torch.testing.assert_close(trained[1][name], dense)
+
+
+def test_tables_are_sparse_where_a_server_takes_rows_and_nowhere_else() -> None:
+    served = replace(allreduce(), exchange=Server())
+    assert training._rows(workloads.get("recommender"), served) == {"sparse": True}
+    assert training._rows(workloads.get("recommender"), "allreduce") == {}
+    assert training._rows(workloads.get("digits"), served) == {}
 
 
 def test_a_right_answer_is_at_most_half_a_star_off() -> None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from stretto.core import Network
+from stretto.server import Server
+from stretto.text import coerce
 from stretto.workloads.result import Outcome, Progress
 from stretto.workloads.workload import Split, Workload
 
@@ -204,7 +206,7 @@ def train(
     tests_an_epoch = 0 if not tests else 1 if target is None else 4
 
     torch.manual_seed(seed)
-    model = workload.model(model_name, **loaded.facts)
+    model = workload.model(model_name, **loaded.facts, **_rows(workload, strategy))
     tally = Tally(agent, samples)
     model, optimizer, _ = agent.prepare(model, workload.optimizer(model), tally, strategy=strategy)
     agent.mean(0.0)  # everybody is here: the clocks start together
@@ -265,6 +267,12 @@ def judged(workload: Workload, model: nn.Module, given: Tensor, wanted: Tensor) 
             loss += float(workload.loss(scores, y)) * y.numel()
     model.train()
     return right, loss, wanted.numel()
+
+
+def _rows(workload: Workload, strategy: str) -> dict[str, bool]:
+    """A server takes gradients by rows, where a model can give them so."""
+    served = isinstance(coerce(strategy, "strategy").exchange, Server)
+    return {"sparse": True} if workload.tables and served else {}
 
 
 def _usual_epochs(workload: Workload, seconds: float | None, target: float | None) -> int:
