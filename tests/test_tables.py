@@ -1,4 +1,4 @@
-"""Tables: gradients of rows leave as rows, each once, and what comes back is written where it belongs."""
+"""Tables: gradients of rows leave as rows, each once, from memory that the courier sees."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stretto.errors import UsageError
 from stretto.server import Rows
-from stretto.tables import Shelf, rows_of, tables, write
+from stretto.tables import Shelf, rows_of, tables
 from stretto.workloads.factors import Factors
 
 
@@ -43,29 +43,24 @@ def test_rows_come_once_in_order_and_are_the_sums_that_coalescing_gives(
     assert torch.equal(torch.zeros(9, 3, dtype=dtype).index_add_(0, found.rows, found.values), gradient.to_dense())
 
 
-@given(lookups, st.lists(st.integers(1, 8), max_size=4, unique=True).map(sorted))
-def test_slots_get_their_rows_counted_from_their_beginning_and_nothing_is_lost(
-    looked_up: list[int], later: list[int]
-) -> None:
-    starts, whole = [0, *later], rows_of(gradient_of(looked_up))
-    parts = Shelf(torch.zeros(9, 3), allocate).put(whole, starts)
-    back = torch.zeros(9, 3)
-    for start, stop, part in zip(starts, [*later, 9], parts, strict=True):
-        assert all(0 <= row < stop - start for row in part.rows.tolist())
-        write(back, part, start)
-    assert torch.equal(back, gradient_of(looked_up).to_dense())
-
-
 def test_what_was_put_lies_in_the_memory_that_was_allocated_and_the_gradient_stays_as_it_was() -> None:
     given_out: list[Tensor] = []
     shelf = Shelf(torch.zeros(9, 3), lambda n: given_out.append(allocate(n)) or given_out[-1])
     gradient = gradient_of([8, 4, 8])
-    (low, high) = shelf.put(rows_of(gradient), (0, 5))
-    memory = given_out[-1]
-    for x in (low.rows, low.values, high.rows, high.values):
-        assert memory.data_ptr() <= x.data_ptr() < memory.data_ptr() + len(memory)
-    assert (low.rows.tolist(), high.rows.tolist()) == ([4], [3])
-    assert rows_of(gradient).rows.tolist() == [4, 8]
+    held, (memory,) = shelf.put(rows_of(gradient)), given_out
+    for x in (held.rows, held.values):
+        assert memory.data_ptr() <= x.data_ptr() and x[-1:].data_ptr() < memory.data_ptr() + len(memory)
+    held.values.zero_()
+    assert rows_of(gradient).values.tolist() == [[1, 2, 3], [2, 4, 6]]
+
+
+@given(st.lists(lookups, max_size=6), st.sampled_from([torch.float32, torch.float64]))
+def test_one_batch_after_the_other_lies_there_as_it_was(batches: list[list[int]], dtype: torch.dtype) -> None:
+    shelf = Shelf(torch.zeros(9, 3, dtype=dtype), allocate)
+    for looked_up in batches:
+        whole = rows_of(gradient_of(looked_up, dtype=dtype))
+        held = shelf.put(whole)
+        assert torch.equal(held.rows, whole.rows) and torch.equal(held.values, whole.values)
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=30))
@@ -73,8 +68,7 @@ def test_memory_grows_to_twice_what_it_was_and_never_beyond_the_table(counts: li
     taken: list[int] = []
     shelf = Shelf(torch.zeros(5000, 3), lambda n: taken.append(n) or allocate(n))
     for count in counts:
-        held = shelf.room(count)
-        assert held.rows.shape == (count,) and held.values.shape == (count, 3)
+        shelf.put(Rows(torch.arange(count), torch.ones(count, 3)))
     row = 8 + 3 * 4
     assert max(taken, default=0) <= 5000 * row
     assert sum(taken) <= 4 * max(256, *counts) * row
@@ -82,22 +76,8 @@ def test_memory_grows_to_twice_what_it_was_and_never_beyond_the_table(counts: li
 
 
 def test_a_batch_that_touches_nothing_pushes_no_rows() -> None:
-    empty = rows_of(gradient_of([]))
-    assert [len(part.rows) for part in Shelf(torch.zeros(9, 3), allocate).put(empty, (0, 4))] == [0, 0]
-    table = torch.ones(9, 3)
-    write(table, empty)
-    assert torch.equal(table, torch.ones(9, 3))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_what_comes_back_is_written_and_other_rows_stay(dtype: torch.dtype) -> None:
-    embedding = nn.Embedding(6, 2, sparse=True, dtype=dtype)
-    before = embedding.weight.detach().clone()
-    write(embedding.weight, Rows(torch.tensor([0, 2]), torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=dtype)), start=3)
-    assert embedding.weight[3].tolist() == [1.0, 2.0] and embedding.weight[5].tolist() == [3.0, 4.0]
-    assert torch.equal(embedding.weight[[0, 1, 2, 4]], before[[0, 1, 2, 4]])
-    embedding(torch.tensor([5])).sum().backward()  # it is a leaf of autograd as before
-    assert rows_of(embedding.weight.grad).rows.tolist() == [5]
+    empty = Shelf(torch.zeros(9, 3), allocate).put(rows_of(gradient_of([])))
+    assert empty.rows.shape == (0,) and empty.values.shape == (0, 3)
 
 
 @pytest.mark.parametrize("make", [nn.Embedding, nn.EmbeddingBag], ids=["Embedding", "EmbeddingBag"])
