@@ -221,9 +221,9 @@ def _by_mpi(seat: Seat, work: Work) -> tuple[int, list[_Process]]:
     return out, [_Process(process.pid)]
 
 
-def end_with_parent() -> None:
-    """From now on the kernel ends this process when the one that forked it ends."""
-    _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """From now on the kernel sends this process that signal when the one that forked it ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 def _be_member(seat: Seat, rank: int, out: int, work: Work, parent: int) -> NoReturn:

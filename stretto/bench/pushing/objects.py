@@ -21,6 +21,7 @@ from torch.utils.dlpack import from_dlpack
 
 from stretto.bench.pushing.contender import Ordinary, Values
 from stretto.bench.pushing.serving import Ready
+from stretto.bench.team import end_with_parent
 
 _NAME = "stretto-bench"
 _STORE = 2 << 30
@@ -38,6 +39,7 @@ class Holder:
 
 
 def serve(agents: int, ready: Ready) -> None:
+    end_with_parent(signal.SIGTERM)  # killed, we would leave some of Ray's own processes
     token = secrets.token_hex(32)
     ray = _ray(token)
     with TemporaryDirectory(prefix="stretto-ray-", ignore_cleanup_errors=True) as folder:
