@@ -12,10 +12,10 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from stretto.bench import push_pull, pushing
+from stretto.bench import confine, push_pull, pushing, stragglers
 from stretto.bench.pushing.serving import Ready, serving
 from stretto.cli.bench import bench
-from stretto.errors import ScriptFailed, StrettoError, UnknownName, UsageError
+from stretto.errors import DataError, ScriptFailed, StrettoError, UnknownName, UsageError
 
 
 class Alone:
@@ -118,9 +118,40 @@ def test_a_server_that_cannot_begin_is_an_error_that_names_it(capfd: pytest.Capt
         (["--only", "pull-push"], UnknownName),
         (["--sizes", "5MB"], UnknownName),
         (["--folder", "/no/such/place"], UsageError),
+        (["--only", "stragglers", "--data", "/no/such/place"], DataError),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_starts(
     arguments: list[str], error: type[Exception]
 ) -> None:
     assert isinstance(CliRunner().invoke(bench, ["server", *arguments]).exception, error)
+
+
+def test_the_target_is_reached_when_most_runs_reached_it() -> None:
+    assert stragglers.to_target([1.0, None, 3.0]) == "3.00"
+    assert stragglers.to_target([1.0, None, None]) == "-"
+
+
+def test_with_batches_by_speed_the_slow_agents_are_as_much_smaller_as_it_is_slower() -> None:
+    own = [100.0, 110.0, 90.0, 25.0]
+    assert stragglers.batches(64, own, by_speed=False) == [64] * 4
+    assert stragglers.batches(64, own, by_speed=True) == [64, 64, 64, 16]
+    assert stragglers.batches(2, [100.0, 100.0, 100.0, 1.0], by_speed=True)[-1] == 1
+
+
+def test_who_trains_nine_tenths_of_the_sum_of_own_speeds_has_reached_the_goal() -> None:
+    runs = [stragglers.Trained(rate=91.0, share=share, to_target=1.0, accuracy=0.9) for share in (0.8, 0.91, 0.92)]
+    assert stragglers.cells("`asp`", True, runs)[-2:] == ("at least 0.9", "yes")
+    assert stragglers.cells("`asp`", True, runs[:1])[-1] == "no"
+    assert stragglers.cells("`bsp`", False, runs)[-1] == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_group_gives_its_share_in_short_periods_and_is_gone_afterwards() -> None:
+    try:
+        with confine.confined(0.25) as group:
+            quota = [p.read_text().split() for p in group.iterdir() if p.name in ("cpu.cfs_quota_us", "cpu.max")]
+            assert quota[0][0] == str(confine.PERIOD // 4)
+        assert not group.exists()
+    except UsageError as e:
+        pytest.skip(str(e))

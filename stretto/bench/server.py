@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-from stretto.bench import push_pull
+from stretto.bench import push_pull, sparse, stragglers
 from stretto.bench.report import Heading, Section
 
 HEADING: Final = Heading(
@@ -21,10 +22,11 @@ HEADING: Final = Heading(
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """``sizes`` to push and pull; ``rounds`` in place of the usual ones."""
+    """``sizes`` to push and pull; ``rounds`` in place of the usual ones; ``data``: of the larger task."""
 
     sizes: Sequence[str]
     rounds: int | None
+    data: Path | None
 
     def command(self, part: str, **more: str) -> str:
         """What measures that part alone, again."""
@@ -40,4 +42,14 @@ def _push_pull(ask: Ask, say: Callable[[str], None]) -> Section:
     return push_pull.run(ask.sizes, ask.command("push-pull", sizes=sizes), say, ask.rounds)
 
 
-PARTS: Final[Mapping[str, Part]] = MappingProxyType({"push-pull": _push_pull})
+def _sparse(ask: Ask, say: Callable[[str], None]) -> Section:
+    return sparse.run(ask.command("sparse"), say, ask.rounds)
+
+
+def _stragglers(ask: Ask, say: Callable[[str], None]) -> Section:
+    return stragglers.run(ask.command("stragglers"), say, ask.data, ask.rounds)
+
+
+PARTS: Final[Mapping[str, Part]] = MappingProxyType(
+    {"push-pull": _push_pull, "sparse": _sparse, "stragglers": _stragglers}
+)
