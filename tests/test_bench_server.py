@@ -79,14 +79,21 @@ def test_the_rate_is_of_both_agents_in_both_directions() -> None:
 @pytest.mark.parametrize("name", [name for name, peer in pushing.PEERS.items() if peer.version is not None])
 def test_every_peers_server_adds_every_push_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(push_pull, "PEERS", {name: pushing.PEERS[name]})
-    section = push_pull.run(["4 KB", "64 KB"], "", lambda line: None, rounds=1)  # raises where one is lost
+    section = push_pull.run([], ["4 KB", "64 KB"], "", lambda line: None, rounds=1)  # raises where one is lost
     assert {row.contender for row in section.data} == {name}
+
+
+@pytest.mark.network
+def test_our_own_pushes_are_counted_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push_pull, "PEERS", {})
+    section = push_pull.run(["tcp", "shm"], ["4 KB", "64 KB"], "", lambda line: None, rounds=1)
+    assert {row.contender for row in section.data} == {"tcp", "shm"}
 
 
 def test_who_is_not_installed_has_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = pushing.Peer("Smoke signals", "smoke", "there-is-no-such-package")
     monkeypatch.setattr(push_pull, "PEERS", {absent.name: absent})
-    section = push_pull.run([], "", lambda line: None)
+    section = push_pull.run([], [], "", lambda line: None)
     assert [cells[1:3] for cells in section.cells] == [("Smoke signals", "not installed")]
     assert "pip install" in section.about
 

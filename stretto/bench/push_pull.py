@@ -1,4 +1,4 @@
-"""Push plus pull: two agents, one dedicated server, a gradient there and the values back, by everyone in turn.
+"""Push plus pull: two agents and a server, a gradient there and the values back, by everyone in turn.
 
 Both agents call at once, one call after the other; a turn is some calls. At the end of a size all that was pushed is
 counted: every push of ones moves every value by one. Only then, while nobody pushes: most send values from where they
@@ -18,6 +18,7 @@ from stretto.bench import team as teams
 from stretto.bench.measure import Row, rows, take_turns
 from stretto.bench.pushing import GRPC, PEERS, RAY, SOCKETS, ZMQ
 from stretto.bench.pushing.contender import Contender
+from stretto.bench.pushing.ours import Ours, epoch
 from stretto.bench.pushing.serving import serving
 from stretto.bench.report import NOT_MEASURED, Section, judged, spread_text
 from stretto.bench.team import Team
@@ -72,7 +73,9 @@ class Pushing:
         self._contender.close()
 
 
-def run(sizes: Sequence[str], command: str, say: Callable[[str], None], rounds: int | None = None) -> Section:
+def run(
+    links: Sequence[str], sizes: Sequence[str], command: str, say: Callable[[str], None], rounds: int | None = None
+) -> Section:
     """Measure; ``sizes`` are keys of :data:`SIZES`; ``rounds`` in place of the usual ones.
 
     Raises:
@@ -82,8 +85,9 @@ def run(sizes: Sequence[str], command: str, say: Callable[[str], None], rounds: 
     found: list[Row] = []
     with contextlib.ExitStack() as stack:
         at = {peer.name: stack.enter_context(serving(peer.name, peer.serve, AGENTS)) for peer in there}
-        ask = {"peers": at, "sizes": sizes, "rounds": rounds}
-        for cell in stack.enter_context(contextlib.closing(teams.run(AGENTS, member, ask))):
+        ask = {"links": links, "peers": at, "sizes": sizes, "rounds": rounds}
+        epochs = [epoch(link, SIZES[size]) for link in links for size in sizes]
+        for cell in stack.enter_context(contextlib.closing(teams.run(AGENTS, member, ask, epochs=epochs))):
             of_case = judged_rows(cell["size"], cell["seconds"])
             found += of_case
             say(f"{cell['size']}: " + ", ".join(f"{r.contender} {r.ms.median:.3f} ms" for r in of_case))
@@ -107,7 +111,9 @@ def goals(size: str) -> dict[str, dict[str, float]]:
 
 def member(team: Team, ask: dict[str, Any]) -> None:
     """What each agent does."""
-    contenders = [Pushing(name, PEERS[name].client(at, team.rank, AGENTS)) for name, at in ask["peers"].items()]
+    nbytes = [SIZES[size] for size in ask["sizes"]]
+    contenders = [Pushing(link, Ours(team, link, nbytes)) for link in ask["links"]]
+    contenders += [Pushing(name, PEERS[name].client(at, team.rank, AGENTS)) for name, at in ask["peers"].items()]
     for size in ask["sizes"]:
         for contender in contenders:
             contender.begin(SIZES[size])
@@ -132,7 +138,8 @@ def _section(found: Sequence[Row], command: str) -> Section:
     about = (
         f"{AGENTS} agents and one dedicated server on loopback. Milliseconds of a call of either, while both call; "
         "GB/s of both, in both directions. All servers do the same work: add the gradient with torch, send the values "
-        "from where they lie; at the agents they end in a tensor."
+        "from where they lie; at the agents they end in a tensor. Ours has no server apart in this table: each agent "
+        "holds half of the values, and so half of the bytes stay where they are."
     )
     versions = (f"{peer.name} {peer.version}" for peer in PEERS.values() if peer.version)
     about += " " + ", ".join(versions) + "."

@@ -22,8 +22,9 @@ HEADING: Final = Heading(
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """``sizes`` to push and pull; ``rounds`` in place of the usual ones; ``data``: of the larger task."""
+    """``links`` and ``sizes`` to push and pull; ``rounds`` in place of the usual ones; ``data``: of the larger task."""
 
+    links: Sequence[str]
     sizes: Sequence[str]
     rounds: int | None
     data: Path | None
@@ -39,7 +40,8 @@ Part: TypeAlias = Callable[[Ask, Callable[[str], None]], Section]
 
 def _push_pull(ask: Ask, say: Callable[[str], None]) -> Section:
     sizes = ",".join(ask.sizes).replace(" ", "")
-    return push_pull.run(ask.sizes, ask.command("push-pull", sizes=sizes), say, ask.rounds)
+    command = ask.command("push-pull", link=",".join(ask.links), sizes=sizes)
+    return push_pull.run(ask.links, ask.sizes, command, say, ask.rounds)
 
 
 def _sparse(ask: Ask, say: Callable[[str], None]) -> Section:

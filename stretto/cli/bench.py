@@ -99,22 +99,24 @@ def scale_(agents: str, json: str | None) -> None:
 
 @bench.command("server")
 @click.option("--only", default=",".join(server.PARTS), show_default=True, help="Which tables, between commas.")
+@links
 @click.option("--sizes", default=",".join(PUSHED).replace(" ", ""), show_default=True, help="Of push-pull.")
 @click.option("--rounds", type=int, help="So many in place of the usual ones.")
 @options.data
 @click.option("--folder", metavar="DIR", help="Write server.md and server.json here.")
-def server_(only: str, sizes: str, rounds: int | None, data: str | None, folder: str | None) -> None:
+def server_(only: str, link: str, sizes: str, rounds: int | None, data: str | None, folder: str | None) -> None:
     """The parameter server, against others; against dense pushes; and with a slow agent. Needs root for the last.
 
     With fashion-mnist in --data the slow agent trains that, else digits.
     """
     parts, lengths = _names("only", only, tuple(server.PARTS)), _names("sizes", sizes, PUSHED)
+    chosen = _names("link", link, LINKS)
     _check_folder(folder)
     found = stragglers.LARGE.find(Path(data)) if data and "stragglers" in parts else None
     console, where = output.console(None), machine()
     sections = []
     for part in parts:
-        sections.append(server.PARTS[part](server.Ask(lengths, rounds, found), output.printer(console)))
+        sections.append(server.PARTS[part](server.Ask(chosen, lengths, rounds, found), output.printer(console)))
         _print(console, sections[-1])
     if folder is not None:
         _write(folder, server.HEADING, where, sections)
