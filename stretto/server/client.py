@@ -141,7 +141,6 @@ class Client:
             terms: how many; whether we cannot push what we have without; whether we ask ahead, and will not wait.
             wish: all are to stop at a fence; ``fences``: that we have stopped at.
         """
-        self._keep_pace()
         more = torch.tensor([max(1.0, terms[0] * self._pace), *terms[1:]], dtype=torch.float64)
         self._sample(number, Request(LEASE, self._me, self._clock + 1, fences, float(wish), self._lease, more), ())
 
@@ -206,6 +205,7 @@ class Client:
         due = self._values
         if due is not None and not due.open:
             self._values = None
+            self._keep_pace()
             if self._server.staleness == 0:
                 self._clock = max(self._clock, self._seen)
             self._ended(due.number, None)
@@ -232,9 +232,9 @@ class Client:
         self._ended(number, about)
 
     def _keep_pace(self) -> None:
-        """Who is as far behind as the bound allows trains less at a time: else all would go at its pace for ever."""
+        """Who holds the others up trains less at a time: else all would go at its pace for ever."""
         bound = self._server.staleness
-        if bound and self._fastest - self._clock >= bound:
+        if bound and self._clock <= self._seen and self._fastest - self._clock >= bound:
             self._pace = max(_LEAST, self._pace * _SLOWER)
         elif bound and self._clock >= self._fastest:
             self._pace = min(1.0, self._pace * _QUICKER)
