@@ -32,6 +32,7 @@ from stretto.server.messages import (
     PULL,
     PUSH,
     READ,
+    RETURN,
     SOME,
     WAIT,
     WHOLE,
@@ -97,12 +98,18 @@ class Client:
         self._values: _Due | None = None
         self._samples: tuple[int, Request, Payload] | None = None
         self._lease = -1
+        self._had = False
         self._lent: dict[tuple[int, int], Tensor | None] = {}
         self.kept: dict[int, Tensor] = {}
 
     def values_of(self, slot: int) -> Tensor:
         """Where the values of a slot lie."""
         return self._memory.values(self._slots[slot])
+
+    @property
+    def begun(self) -> bool:
+        """Have we had values?"""
+        return self._had
 
     @property
     def waits(self) -> bool:
@@ -147,6 +154,13 @@ class Client:
         """
         more = torch.tensor([max(1.0, terms[0] * self._pace), *terms[1:]], dtype=torch.float64)
         self._sample(number, Request(LEASE, self._me, self._clock + 1, fences, float(wish), self._lease, more), ())
+
+    def give_back(self, number: int, lease: int) -> None:
+        """Those samples will not be trained here. (An epoch that ends before that is heard gives them back, or we do
+        when we leave.)"""
+        if self._ask is not None:
+            self._ask(0, Request(RETURN, self._me, lease=lease), ())
+        self._ended(number, None)
 
     def read(self, number: int) -> None:
         """What is trained?"""
@@ -199,7 +213,7 @@ class Client:
             self.kept[slot] = payload[1].clone()
         else:
             self._take(self._slots[slot], kind, payload[1:])
-            self._have[slot] = version
+            self._have[slot], self._had = version, True
         self._seen, self._fastest = max(self._seen, slowest), max(self._fastest, fastest)
         due.open.remove(slot)
         self._close()

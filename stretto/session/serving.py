@@ -83,9 +83,9 @@ class Serving:
             self._carefully(lambda: self._asking.push(number, weight, lease, hyper))
 
     def ask(self, number: int, what: str, x: Tensor, clock: int = 0) -> None:
-        """``pull`` values, ``load`` them to where they are held, ``keep`` our part of them; ``deal``, ``lease``, ``read``.
+        """``pull``, ``load`` or ``keep`` values; ``deal``, ``lease``, ``return`` or ``read`` about samples.
 
-        What is said about samples comes in ``x``: its bytes, then that.
+        ``load``: they are to be what we have; ``keep``: our part of all, for a checkpoint. What is said about samples comes in ``x``: its bytes, then that.
         """
         if self._is_inside(number):
             self._told[number] = x
@@ -105,6 +105,8 @@ class Serving:
                 client.lease(number, [batch, idle, ahead], bool(wish), int(fences))
             case "read":
                 client.read(number)
+            case "return":
+                client.give_back(number, int(x[0]))
             case "keep":
                 rank, size = x[:2].tolist()
                 client.keep(number, int(rank), int(size))
@@ -166,7 +168,9 @@ class Serving:
         if epoch is None or not (self._serves or self._client):
             return
         copies = {number: (stock.version, self._places[number]) for number, stock in self._stocks.items()}
-        report = Report(self._me, self._serves, self._held.spec if self._held is not None else None, copies)
+        spec = self._held.spec if self._held is not None else None
+        begun = self._client is not None and self._client.begun
+        report = Report(self._me, self._serves, spec, begun, copies)
         link = self._meeting()
         self._run(settle(link, report, lambda spec: Held(spec, self._meter).terms), self._settled)
 

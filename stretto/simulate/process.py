@@ -276,8 +276,9 @@ class Process(ABC):
     def direct_results(self, round: int) -> dict[int, Tensor]:
         return {}
 
-    def lend(self, x: Tensor) -> None:
+    def lend(self, x: Tensor) -> Tensor | None:
         """Nobody shares memory."""
+        return None
 
     def borrow(self, words: Tensor, dtype: torch.dtype) -> Tensor:
         raise Broken("somebody lends memory that nobody shares")
