@@ -13,7 +13,7 @@ from typing import Final
 
 from stretto.core import FIRST_SERVER
 from stretto.errors import UsageError
-from stretto.launch.cluster import Cluster, Host
+from stretto.launch.cluster import Cluster, Machine
 from stretto.launch.coordinator import Call, import_path
 from stretto.launch.environment import addresses
 from stretto.launch.hearing import Show
@@ -140,23 +140,26 @@ def _again_and_again(attempt: Callable[[], int], care: Care, show: Show) -> int:
 def run_host(
     command: Sequence[str],
     cluster: Cluster,
-    host: Host,
+    machine: Machine,
     *,
     link: str = "auto",
     care: Care = USUAL,
     on_line: Callable[[str], None] | None = None,
 ) -> int:
-    """Run one host's agents of a cluster; the first host has the coordinator. See :func:`run_agents`."""
+    """Run what belongs on one machine of a cluster; the first host has the coordinator. See :func:`run_agents`."""
+    host = machine.host
     return run_agents(
         command,
-        host.agents,
-        first_rank=cluster.part(host.name).start,
+        host.agents if host is not None else 0,
+        servers=len(cluster.servers),
+        first_rank=cluster.part(host.name).start if host is not None else 0,
         size=cluster.size,
+        posts=machine.posts,
         coordinator=cluster.coordinators,
         hosts_coordinator=host == cluster.hosts[0],
         secret=cluster.secret(),
         link=link,
-        interface=host.interface,
+        interface=host.interface if host is not None else None,
         care=care,
         on_line=on_line,
     )
