@@ -38,6 +38,7 @@ from stretto.preparing import check, check_names, check_native, describe, spread
 from stretto.pushing import Pushing
 from stretto.report import Report
 from stretto.saving import EVERY, Saver
+from stretto.server import Server
 from stretto.server.stock import Terms
 from stretto.session import Closing, epoch_of
 from stretto.text import coerce
@@ -87,6 +88,7 @@ class Agent:
         uid = place.seat.uid if place else self.epoch.uids[0]
         self.rank = self.epoch.uids.index(uid) if uid in self.epoch.uids else 0
         self.size = self.epoch.size
+        self._servers = len(place.view.seats) - self.size if place else 0
         self.trace = Trace(place.trace if place else None, self.label)
         self.trace.event("join", epoch=self.epoch.number, agents=self.size, hosts=self.epoch.hosts, link=self.link)
         self._courier = Courier(place) if place else None
@@ -128,6 +130,11 @@ class Agent:
         check(objects, buffers, prepared=self._holds.models)
         check_native(chosen, self.link, self.size)
         check_names(chosen, models)
+        if self._servers and self.rank == 0 and not isinstance(chosen.exchange, Server):
+            _say(
+                f"{self._servers} servers are here, and {chosen} has no use for them; use bsp(), ssp(4) or asp(), or "
+                "leave them out"
+            )
         self._holds.models += models
         if self._courier is not None:
             self._courier.agree(_MODELS, describe(models, optimizers, chosen, buffers), brings=True)
