@@ -23,7 +23,7 @@ from stretto.server.settlement import Plan, Report, Spec, settle
 from stretto.server.space import Slot
 from stretto.server.stock import Stock
 from stretto.session.carrier import as_ours
-from stretto.session.held import Held, Parts
+from stretto.session.held import Held, Makers, Parts
 from stretto.session.lanes import Layout
 from stretto.session.metered import Meter
 from stretto.session.rounds import Cancel, Closing, settle_number, slot_number
@@ -43,11 +43,12 @@ class Serving:
         trainer: Trainer,
         meter: Meter,
         refuse: Callable[[StrettoError], None],
+        makers: Makers,
         *,
         serves: bool = False,
     ) -> None:
         self._me, self._around, self._trainer, self._meter, self._refuse = me, around, trainer, meter, refuse
-        self._serves = serves
+        self._makers, self._serves = makers, serves
         self._inside = False
         self._epoch: Epoch | None = None
         self._rank = 0
@@ -66,10 +67,12 @@ class Serving:
 
     def use(self, spec: Spec, layouts: Sequence[Layout], values: Sequence[Tensor]) -> None:
         """This agent pushes what is laid out like this, and gets ``values``."""
-        held = self._held = Held(spec, self._meter)
+        held = self._held = Held(spec, self._meter, self._makers.stock)
         self._parts = Parts(values)
         cells = [Cell(held.like(slot, layouts, self._me)) for slot in held.slots]
-        self._client = Client(self._me, held.slots, held.server, held.codec, cells, self._parts, self._ended)
+        self._client = self._makers.client(
+            self._me, held.slots, held.server, held.codec, cells, self._parts, self._ended
+        )
         self._begin()
 
     # What the trainer orders
@@ -171,7 +174,7 @@ class Serving:
     def _settled(self, plan: Plan) -> None:
         """All know who holds what."""
         if self._held is None:
-            self._held = Held(plan.spec, self._meter)
+            self._held = Held(plan.spec, self._meter, self._makers.stock)
         for slot in self._held.slots:
             number, stock = slot.number, self._stocks.get(slot.number)
             if stock is not None and stock.version >= plan.versions[number]:
@@ -183,7 +186,9 @@ class Serving:
                 del self._stocks[number], self._places[number]
         for peer in {rank for chain in plan.chains for rank in chain} - {self._rank}:
             self._watch(peer)
-        self._around.event("slots", held=sum(self._rank in chain for chain in plan.chains), of=len(plan.chains))
+        chains = enumerate(zip(plan.chains, plan.lacking, strict=True))
+        held = [number for number, (chain, lacking) in chains if self._rank in chain and self._rank not in lacking]
+        self._around.event("slots", held=held, of=len(plan.chains))
         if self._client is not None:
             for number, chain in enumerate(plan.chains):
                 if chain:
@@ -226,7 +231,7 @@ class Serving:
             stock.enter(plan.members, None)
             self._stocks[number] = stock
             link.post(source, (torch.zeros(1),), TAKEN)
-            self._around.event("slot", number=number, version=stock.version)
+            self._around.event("slot", held=[number], version=stock.version)
             self._serve(slot, plan)
 
         self._run(_receive(link, source, STATE), took)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -31,6 +31,7 @@ from stretto.session import views
 from stretto.session.carrier import Carrier, as_ours
 from stretto.session.dealing import Dealing
 from stretto.session.healing import Healing
+from stretto.session.held import Makers
 from stretto.session.lanes import Layout, Place
 from stretto.session.mixing import Mixer
 from stretto.session.rounds import Closing, Order, Round, exchange_number
@@ -38,15 +39,17 @@ from stretto.session.serving import Serving
 from stretto.session.settling import Settling, redone
 from stretto.session.surroundings import Surroundings, Trainer
 
+_MAKERS: Final = Makers()
+
 
 class Session:
     """One agent in a run. ``me`` is its uid."""
 
-    def __init__(self, me: int, surroundings: Surroundings, trainer: Trainer) -> None:
+    def __init__(self, me: int, surroundings: Surroundings, trainer: Trainer, makers: Makers = _MAKERS) -> None:
         self._me, self._around, self._trainer = me, surroundings, trainer
         self._carrier = Carrier(surroundings)
         self._mixer = Mixer(surroundings, trainer, self._carrier.meter, self.refuse)
-        self._serving = Serving(me, surroundings, trainer, self._carrier.meter, self.refuse)
+        self._serving = Serving(me, surroundings, trainer, self._carrier.meter, self.refuse, makers)
         self._view: View | None = None
         self._rank = 0
         self._frozen = self._expected = self._held = False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from stretto.core import Epoch, Link, Network
-from stretto.errors import StrettoError
+from stretto.errors import RunLost, StrettoError
 from stretto.links.loop import Waiter
 from stretto.membership import View, Views, Vote
 from stretto.membership.effects import (
@@ -41,6 +41,7 @@ from stretto.simulate.promises import Broken, check_step
 from stretto.simulate.pushing import Pushers
 from stretto.simulate.shown import shown
 from stretto.simulate.trainer import BUCKETS, NUMBERS, Trainer
+from stretto.simulate.watched import watching
 from stretto.strategies import allreduce
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Agent:
         self.tries = 0
         self.sent = 0
         self.port = Port(self, world.exchanges, world.slow, self._lost)
-        self._session = Session(uid, self, self)
+        self._session = Session(uid, self, self, watching(world.history))
         self._left: dict[int, str] = {}
         self._last = [0.0, 0.0, 0.0]
 
@@ -220,6 +221,7 @@ class Agent:
     def _go_out(self) -> None:
         self.out, self.healed = True, False
         self.places.clear()
+        self.world.copies.gone(self.uid)
         self._session.out()
 
     def _lost(self, uid: int, why: str) -> None:
@@ -289,6 +291,8 @@ class Agent:
 
     def event(self, name: str, **fields: Any) -> None:
         self.healed |= name == "healed"
+        if name in {"slots", "slot"}:
+            self.world.copies.found(self.port.epoch, self.uid, fields["held"])
         if self.world.log is not None:
             self.world.say(f"{self} session: {name} {fields}")
 
@@ -298,7 +302,10 @@ class Agent:
         self._to_trainer("done", number, closing)
 
     def failed(self, number: int, error: StrettoError) -> None:
-        self._to_trainer("failed", number, error)
+        if isinstance(error, RunLost):
+            self.world.lose(self, error)
+        else:
+            self._to_trainer("failed", number, error)
 
     def donate(self) -> None:
         self._to_trainer("donate")

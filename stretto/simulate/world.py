@@ -10,14 +10,19 @@ import torch
 
 from stretto.codecs import Identity
 from stretto.core import Strategy
+from stretto.errors import RunLost
 from stretto.membership.messages import FOUNDER, Vote
 from stretto.membership.votes import majority
+from stretto.server.value import Server
 from stretto.simulate.agent import Agent
 from stretto.simulate.clock import Clock
+from stretto.simulate.copies import Copies
 from stretto.simulate.faults import Fault
+from stretto.simulate.history import History
 from stretto.simulate.lines import SILENCE, Line, Network
 from stretto.simulate.planes import Control, Data
 from stretto.simulate.promises import Broken, Promises
+from stretto.simulate.replay import replayed
 from stretto.simulate.task import Job, Record, job
 
 CALM = 400.0
@@ -51,7 +56,10 @@ class World:
         self.promises = Promises()
         self.control, self.exchanges = Control(self), Data(self, self.clock)
         self.job = task or job(rng, 2 if strategy.signal == "gradient" else 3)
-        self.record = Record(self.job)
+        server = strategy.exchange if isinstance(strategy.exchange, Server) else None
+        self.history = History(server, strategy.codec != Identity()) if server is not None else None
+        self.copies = Copies(server.replicas if server is not None else 0)
+        self.record = Record(self.job, self.history)
         self.agents: list[Agent] = []
         self.by_uid: dict[int, Agent] = {}
         self.steps = self.torn = 0
@@ -136,6 +144,17 @@ class World:
                 self.say(f"*** {agent} falls")
                 self._die(agent)
 
+    def lose(self, agent: Agent, error: RunLost) -> None:
+        """Copies of the model that ``agent`` needs are gone.
+
+        Raises:
+            Broken: not as many were lost as there had been.
+        """
+        self.say(f"*** {agent}: {error}")
+        if not self.copies.lost(agent.port.epoch):
+            raise Broken(f"{agent} is told that {error}; but somebody is there who had one")
+        self.outcome, self.clock.halted = "slots lost", True
+
     def look(self) -> None:
         """Is there nobody left who trains, or could?"""
         training = [a for a in self.agents if a.alive and a.label != FOUNDER and not a.finished]
@@ -204,6 +223,8 @@ class World:
     def _judge(self) -> None:
         stuck = [a for a in self.agents if a.alive and a.label != FOUNDER and not a.finished]
         ended = [a for a in self.agents if a.finished and a.trainer is not None and not a.trainer.leaving]
+        if self.outcome:
+            return
         self.outcome = "ended" if ended else self._obstacle() if stuck else "all left"
         if not self.clock.halted and not self._obstacle():
             raise Broken(f"the faults are over, and {', '.join(map(str, stuck))} did not end in {CALM:g} s")
@@ -221,6 +242,15 @@ class World:
         if self.strategy.codec == Identity() and not off <= EXACT:
             raise Broken(f"the weights are {off:.1e} from those of one process that trains the same")
         self._judge_leavers(self.record.way(place))
+        if self.history is not None:
+            self._judge_slots(self.history, [a.uid for a in ended if a.number == last], place)
+
+    def _judge_slots(self, history: History, ended: Sequence[int], place: str) -> None:
+        final = history.final(ended)
+        history.check(final, self.job.samples, self.job.epochs)
+        off = replayed(history, final, self.job, self.record.weights(place))
+        if not off <= EXACT:
+            raise Broken(f"the weights are {off:.1e} from those of one process that trains the same")
 
     def _judge_leavers(self, way: list[str]) -> None:
         """Who left before stands where the others stood; one step beside it where it left in mid-change of a view."""
