@@ -131,6 +131,11 @@ def _read_descriptor(raw: bytes, count: int, length: int) -> tuple[tuple[torch.d
     return tuple(shapes)
 
 
+def _room(length: int) -> bytearray | memoryview:
+    """Memory for a body; a large one is not cleared first."""
+    return bytearray(length) if length < STAGING else view_of(torch.empty(length, dtype=torch.uint8))
+
+
 class FrameReader:
     """Bytes in, frames out, without I/O.
 
@@ -196,7 +201,7 @@ class FrameReader:
         if not length:
             return frame, memoryview(b"")
         target = self._place(frame)
-        self._body = bytearray(length) if target is None else target
+        self._body = _room(length) if target is None else target
         self._target = memoryview(self._body)
         early = min(length, self._end - self._start)
         self._target[:early] = self._stage[self._start : self._start + early]

@@ -89,6 +89,10 @@ class Client:
         self._lease = -1
         self.kept: dict[int, Tensor] = {}
 
+    def values_of(self, slot: int) -> Tensor:
+        """Where the values of a slot lie."""
+        return self._memory.values(self._slots[slot])
+
     @property
     def waits(self) -> bool:
         """Is something not answered?"""
@@ -278,7 +282,7 @@ class Client:
 
     def _take(self, slot: Slot, kind: int, body: Payload) -> None:
         values = self._memory.values(slot)
-        if kind == WHOLE:
+        if kind == WHOLE and body:  # (else they have come to where they belong)
             if body[0].data_ptr() != values.data_ptr():
                 values.copy_(body[0])
         elif kind == SOME:

@@ -16,8 +16,12 @@ from torch import Tensor
 from stretto.core import Message, Payload
 from stretto.errors import ProtocolError
 
-REQUEST, ANSWER, LEASED, STATE, TAKEN = range(5)
-"""Tags on a slot's link: what is asked; values; answers about samples; a slot given to a new holder; it has it."""
+REQUEST, ANSWER, VALUES, LEASED, STATE, TAKEN = range(6)
+"""Tags on a slot's link: what is asked; answers, and large values by themselves, to be read to where they belong;
+answers about samples; a slot given to a new holder; it has it."""
+
+LARGE: Final = 64 << 10
+"""Bytes of values that travel by themselves."""
 
 PUSH, PAUSE, LEASE, DEAL, LOAD, PULL, READ, COPY = range(8)
 """Kinds of requests. The first five change the slot and go down its chain; the others ask its tail."""

@@ -23,11 +23,13 @@ from stretto.server.messages import (
     CHANGED,
     COPIED,
     COPY,
+    LARGE,
     LEASED,
     PULL,
     REQUEST,
     SAME,
     SOME,
+    VALUES,
     WHOLE,
     Request,
     numbers,
@@ -57,9 +59,11 @@ class Replica:
         place = list(chain).index(rank)
         self._next = chain[place + 1] if place + 1 < len(chain) else None
         self._ranks = {uid: other for other, uid in enumerate(uids)}
-        self._send, self._idle = send, idle
+        self._rank, self._send, self._idle = rank, send, idle
         self._pull, self._like = pull, like
         self._seen: dict[int, tuple[Tensor, State]] = {}
+        self._spare: Tensor | None = None
+        self._leaving: Tensor | None = None
 
     def receive(self, request: Request, body: Payload) -> None:
         """From an agent, or from the one before us.
@@ -71,8 +75,7 @@ class Replica:
         if not request.changes:
             self._tell(request)
             return
-        if not self._idle():
-            self.stock.shard.move()
+        self._step_aside()
         replies = self.stock.apply(request, body)
         if self._next is not None:
             self._send(self._next, (request.head(), *body), REQUEST)
@@ -82,6 +85,16 @@ class Replica:
                 self._answer(reply.request)
             else:
                 self._send(self._ranks[reply.uid], (reply.about,), LEASED)
+
+    def _step_aside(self) -> None:
+        """What is on its way must not change: go on in other memory."""
+        if self._idle():
+            self._spare = self._spare if self._spare is not None else self._leaving
+            self._leaving = None
+        elif self._next is None:
+            values, shard = self.stock.shard.values, self.stock.shard
+            shard.move(self._spare)
+            self._spare, self._leaving = None, values
 
     def _tell(self, request: Request) -> None:
         if self._next is not None:
@@ -112,7 +125,12 @@ class Replica:
             payload = (numbers(WHOLE, *about), shard.values)
             if self._pull != Identity():
                 self._seen[uid] = shard.values.clone(), self._pull.init(self._like)
-        self._send(self._ranks[uid], payload, ANSWER)
+        rank = self._ranks[uid]
+        if len(payload) == 2 and payload[1] is shard.values and shard.values.nbytes >= LARGE and rank != self._rank:
+            self._send(rank, payload[:1], ANSWER)
+            self._send(rank, payload[1:], VALUES)
+        else:
+            self._send(rank, payload, ANSWER)
 
     def _rows(self, have: int) -> Payload | None:
         """What changed of a table; None where that is most of it."""

@@ -3,8 +3,8 @@
 Theory of operation. An optimizer whose step of an element needs nothing of the other elements can step any range of a
 parameter by itself. A :class:`Rule` says which optimizer it is, in plain values; its numbers (learning rates, …) are of
 the agent that pushes, and travel with each push, so that schedulers work. A :class:`Stepper` is that optimizer over the
-memory of one slot. It is cut into ranges that stay in cache, and are small enough for malloc to keep: steps of Adam
-over 4 MiB at once take ten times as long, most of it for fresh pages.
+memory of one slot. It is cut into ranges so short that malloc keeps what a step takes for a while: a step of Adam over
+4 MiB at once has its memory from the system, and takes some ten times as long, most of it for 2,000 fresh pages.
 
 In float32 and float64 an element has the same bits however its slot is cut. In 16 bits it does not: PyTorch rounds the
 last elements of a range, that fill no vector, otherwise. Nor with ``fused=True``, which is kept where it was asked for.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 DENSE: Final = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta")
 TABLES: Final = ("SGD", "Adagrad", "SparseAdam")
 
-_RANGE: Final = 512 << 10
+_RANGE: Final = 256 << 10
 _MADE_WITH: Final = ("initial_accumulator_value",)
 """Numbers that count once, when a state begins."""
 _HOW: Final = ("foreach", "capturable", "differentiable")

@@ -32,6 +32,9 @@ class Makers:
     client: Callable[..., Client] = Client
 
 
+REAL: Final = Makers()
+
+
 class Parts:
     """Where an agent's parts and values lie, by bucket: a :class:`stretto.server.client.Memory`.
 

@@ -17,17 +17,17 @@ from stretto import state
 from stretto.core import Cell, Epoch, Link, Message, Payload
 from stretto.errors import PeerLost, RunLost, StrettoError
 from stretto.server.client import Client
-from stretto.server.messages import ANSWER, LEASED, REQUEST, STATE, TAKEN, Request, read_request
+from stretto.server.messages import ANSWER, LEASED, REQUEST, STATE, TAKEN, VALUES, WHOLE, Request, read_request
 from stretto.server.replica import Replica, serve
 from stretto.server.settlement import Plan, Report, Spec, settle
 from stretto.server.space import Slot
 from stretto.server.stock import Stock
 from stretto.session.carrier import as_ours
-from stretto.session.held import Held, Makers, Parts
+from stretto.session.held import REAL, Held, Makers, Parts
 from stretto.session.lanes import Layout
 from stretto.session.metered import Meter
 from stretto.session.rounds import Cancel, Closing, settle_number, slot_number
-from stretto.session.surroundings import Surroundings, Trainer
+from stretto.session.surroundings import Orderer, Surroundings
 
 _NOTHING: Final = 20
 """A tag by which nothing comes."""
@@ -40,10 +40,10 @@ class Serving:
         self,
         me: int,
         around: Surroundings,
-        trainer: Trainer,
+        trainer: Orderer,
         meter: Meter,
         refuse: Callable[[StrettoError], None],
-        makers: Makers,
+        makers: Makers = REAL,
         *,
         serves: bool = False,
     ) -> None:
@@ -168,7 +168,7 @@ class Serving:
             return
         copies = {number: (stock.version, self._places[number]) for number, stock in self._stocks.items()}
         report = Report(self._me, self._serves, self._held.spec if self._held is not None else None, copies)
-        link = self._around.link(settle_number())
+        link = self._meeting()
         self._run(settle(link, report, lambda spec: Held(spec, self._meter).terms), self._settled)
 
     def _settled(self, plan: Plan) -> None:
@@ -294,7 +294,8 @@ class Serving:
         if last == self._rank:
             return
         link = self._link(number)
-        self._run(_hear(link, last, ANSWER, lambda payload: self._heard(number, payload, ANSWER)))
+        values = self._asking.values_of(number)
+        self._run(_hear_values(link, last, values, lambda payload: self._heard(number, payload, ANSWER)))
         if number == 0:
             self._run(_hear(link, last, LEASED, lambda payload: self._heard(number, payload, LEASED)))
 
@@ -307,7 +308,11 @@ class Serving:
                 if self._client is not None and self._client.waits:
                     self._around.missed(peer)
 
-        self._running.append(self._around.spawn(_receive(self._around.link(settle_number()), peer, _NOTHING), ended))
+        self._running.append(self._around.spawn(_receive(self._meeting(), peer, _NOTHING), ended))
+
+    def _meeting(self) -> Link:
+        """Of all members of this epoch."""
+        return self._around.link(settle_number(), whole=True)
 
     def _ended(self, number: int, about: Tensor | None) -> None:
         x = self._told.pop(number, None)
@@ -318,7 +323,7 @@ class Serving:
         self._trainer.done(number, None)
 
     def _link(self, number: int) -> Link:
-        return self._around.link(slot_number(number))
+        return self._around.link(slot_number(number), whole=True)
 
     def _run(self, work: Coroutine[Any, Any, Any], then: Callable[[Any], None] = lambda value: None) -> None:
         def ended(value: Any, error: BaseException | None) -> None:
@@ -350,6 +355,19 @@ class Serving:
 
 async def _receive(link: Link, peer: int, tag: int) -> Payload:
     return (await link.recv(peer, tag)).payload
+
+
+async def _hear_values(link: Link, last: int, values: Tensor, told: Callable[[Payload], None]) -> None:
+    """Answers; large values come to where they belong."""
+    while True:
+        coming = link.recv(last, VALUES, values)
+        apart = False
+        while not apart:
+            payload = (await link.recv(last, ANSWER)).payload
+            apart = len(payload) == 1 and int(payload[0][0]) == WHOLE
+            if apart:
+                await coming
+            told(payload)
 
 
 async def _hear(link: Link, peer: int, tag: int, told: Callable[[Payload], None]) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor
 
@@ -31,7 +31,7 @@ from stretto.session import views
 from stretto.session.carrier import Carrier, as_ours
 from stretto.session.dealing import Dealing
 from stretto.session.healing import Healing
-from stretto.session.held import Makers
+from stretto.session.held import REAL, Makers
 from stretto.session.lanes import Layout, Place
 from stretto.session.mixing import Mixer
 from stretto.session.rounds import Closing, Order, Round, exchange_number
@@ -39,13 +39,11 @@ from stretto.session.serving import Serving
 from stretto.session.settling import Settling, redone
 from stretto.session.surroundings import Surroundings, Trainer
 
-_MAKERS: Final = Makers()
-
 
 class Session:
     """One agent in a run. ``me`` is its uid."""
 
-    def __init__(self, me: int, surroundings: Surroundings, trainer: Trainer, makers: Makers = _MAKERS) -> None:
+    def __init__(self, me: int, surroundings: Surroundings, trainer: Trainer, makers: Makers = REAL) -> None:
         self._me, self._around, self._trainer = me, surroundings, trainer
         self._carrier = Carrier(surroundings)
         self._mixer = Mixer(surroundings, trainer, self._carrier.meter, self.refuse)
@@ -251,7 +249,7 @@ class Session:
         self._around.enter(epoch, rank)
         self._carrier.assume(Network(view.delay, view.rate))
         settlement = settle(view) if stays else None
-        place = Place(epoch.number, rank, epoch.hosts)
+        place = Place(epoch.number, rank, epoch.agents.hosts)
         self._carrier.enter(place, redone(settlement, self._round))
         self._mixer.enter(place, view.entry)
         self._serving.enter(epoch, rank)
@@ -264,7 +262,7 @@ class Session:
         else:
             self._carrier.forget()
             self._enter_late(view)
-        self._around.event("view", number=view.number, labels=epoch.labels, rank=rank, entry=view.entry, why=view.why)
+        self._around.event("view", **views.told(view), rank=rank)
         self._go_on()
 
     def out(self) -> None:

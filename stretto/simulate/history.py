@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from stretto.codecs import Identity
+from stretto.core import Strategy
 from stretto.server.leases import Lease
 from stretto.server.value import Server
 from stretto.simulate.promises import Broken
@@ -115,6 +116,12 @@ class History:
     answers: dict[tuple[int, Push], Answer] = field(default_factory=dict)
     read: list[tuple[int, list[State]]] = field(default_factory=list)
     _at: defaultdict[tuple[int, int], list[State]] = field(default_factory=lambda: defaultdict(list))
+
+    @classmethod
+    def of(cls, strategy: Strategy) -> History | None:
+        """Of a run of ``strategy``, if it has servers."""
+        server = strategy.exchange
+        return cls(server, strategy.codec != Identity()) if isinstance(server, Server) else None
 
     # What happens at holders
 

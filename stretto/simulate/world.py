@@ -9,11 +9,10 @@ from functools import partial
 import torch
 
 from stretto.codecs import Identity
-from stretto.core import Strategy
+from stretto.core import FIRST_SERVER, Strategy
 from stretto.errors import RunLost
 from stretto.membership.messages import FOUNDER, Vote
 from stretto.membership.votes import majority
-from stretto.server.value import Server
 from stretto.simulate.agent import Agent
 from stretto.simulate.clock import Clock
 from stretto.simulate.copies import Copies
@@ -21,8 +20,10 @@ from stretto.simulate.faults import Fault
 from stretto.simulate.history import History
 from stretto.simulate.lines import SILENCE, Line, Network
 from stretto.simulate.planes import Control, Data
+from stretto.simulate.process import Process
 from stretto.simulate.promises import Broken, Promises
 from stretto.simulate.replay import replayed
+from stretto.simulate.server import Server
 from stretto.simulate.task import Job, Record, job
 
 CALM = 400.0
@@ -33,7 +34,9 @@ AGAIN = 3.0
 
 
 class World:
-    """``size`` agents and their coordinator, until all have ended. Everything follows from the arguments.
+    """``size`` agents, ``servers`` and their coordinator, until all agents have ended.
+
+    Everything follows from the arguments.
 
     ``task``: what they train; by default it is drawn.
     """
@@ -46,6 +49,8 @@ class World:
         faults: Sequence[Fault],
         log: Callable[[str], None] | None = None,
         task: Job | None = None,
+        *,
+        servers: int = 0,
     ) -> None:
         self.random = rng = random.Random(seed)
         self.strategy, self.size, self.faults, self.log = strategy, size, faults, log
@@ -56,23 +61,25 @@ class World:
         self.promises = Promises()
         self.control, self.exchanges = Control(self), Data(self, self.clock)
         self.job = task or job(rng, 2 if strategy.signal == "gradient" else 3)
-        server = strategy.exchange if isinstance(strategy.exchange, Server) else None
-        self.history = History(server, strategy.codec != Identity()) if server is not None else None
-        self.copies = Copies(server.replicas if server is not None else 0)
+        self.history = History.of(strategy)
+        self.copies = Copies(self.history.server.replicas if self.history is not None else 0)
         self.record = Record(self.job, self.history)
-        self.agents: list[Agent] = []
-        self.by_uid: dict[int, Agent] = {}
+        self.agents: list[Process] = []
+        self.by_uid: dict[int, Process] = {}
         self.steps = self.torn = 0
         self.outcome = ""
-        self._by_label: dict[int, Agent] = {}
+        self._by_label: dict[int, Process] = {}
         self._disk: dict[int, Vote | None] = {}
         self._falls: dict[int, int] = {}
         self._gone: set[int] = set()
         self._calm = False
         for fault in faults:
             self.clock.at(fault.at, None, partial(self._strike, fault))
-        self._born(FOUNDER, None).found(size)
-        for label in range(size):
+        founder = self._born(FOUNDER, None)
+        assert isinstance(founder, Agent)
+        founder.found(size, servers)
+        self._labels = [*range(size), *range(FIRST_SERVER, FIRST_SERVER + servers)]
+        for label in self._labels:
             self.control.enter(self._born(label, None))
 
     def run(self) -> None:
@@ -91,8 +98,9 @@ class World:
 
     # Processes
 
-    def _born(self, label: int, vote: Vote | None) -> Agent:
-        agent = Agent(self, 101 + len(self.agents), label, vote)
+    def _born(self, label: int, vote: Vote | None) -> Process:
+        kind = Server if label >= FIRST_SERVER else Agent
+        agent: Process = kind(self, 101 + len(self.agents), label, vote)
         self.agents.append(agent)
         self.by_uid[agent.uid] = self._by_label[label] = agent
         return agent
@@ -101,7 +109,7 @@ class World:
         if label != FOUNDER and label not in self._gone and not self._by_label[label].alive:
             self.control.enter(self._born(label, self._disk.get(label)))
 
-    def _die(self, agent: Agent, *, dark: bool = False) -> None:
+    def _die(self, agent: Process, *, dark: bool = False) -> None:
         """Its connections end, with none or some of what it said last; ``dark``: they do not even end."""
         agent.alive, agent.dark = False, dark
         for line in [line for line in self.net.lines if agent.uid in line.uids]:
@@ -116,7 +124,7 @@ class World:
         for uid in line.uids:
             self.clock.after(self.net.patience(), self.by_uid[uid], partial(line.notice, uid))
 
-    def end(self, agent: Agent) -> None:
+    def end(self, agent: Process) -> None:
         """It has left."""
         agent.alive = False
         for line in [line for line in self.net.lines if agent.uid in line.uids]:
@@ -124,17 +132,17 @@ class World:
         self._gone.add(agent.label)
         self.look()
 
-    def deny(self, agent: Agent, why: str) -> None:
+    def deny(self, agent: Process, why: str) -> None:
         """It ends, and its launcher starts it again in a while."""
         self.say(f"{agent} is denied: {why}")
         self._die(agent)
         self.clock.after(AGAIN, None, lambda: self._start_again(agent.label))
 
-    def save(self, agent: Agent, vote: Vote | None) -> None:
+    def save(self, agent: Process, vote: Vote | None) -> None:
         self._disk[agent.label] = vote
         self.promises.note_vote(vote)
 
-    def sent(self, agent: Agent) -> None:
+    def sent(self, agent: Process) -> None:
         agent.sent += 1
         fatal = self._falls.get(agent.label)
         if fatal is not None:
@@ -144,7 +152,7 @@ class World:
                 self.say(f"*** {agent} falls")
                 self._die(agent)
 
-    def lose(self, agent: Agent, error: RunLost) -> None:
+    def lose(self, agent: Process, error: RunLost) -> None:
         """Copies of the model that ``agent`` needs are gone.
 
         Raises:
@@ -157,7 +165,7 @@ class World:
 
     def look(self) -> None:
         """Is there nobody left who trains, or could?"""
-        training = [a for a in self.agents if a.alive and a.label != FOUNDER and not a.finished]
+        training = [a for a in self.agents if a.alive and a.trains and not a.finished]
         inside = [a for a in training if a.number and not a.out]
         some = any(a.finished for a in self.agents)
         self.clock.halted |= (not training and (self._calm or some)) or (some and not inside and self._calm)
@@ -180,8 +188,8 @@ class World:
                 self._die(agent, dark=fault.kind == "power")
             case "restart":
                 self._start_again(agent.label)
-            case "leave" if agent.trainer is not None:
-                agent.trainer.leaving = True
+            case "leave":
+                agent.leave_soon()
             case "cut":
                 self.net.cut({a.uid for a in struck}, fault.seconds, self._silent)
             case "stop":
@@ -203,7 +211,7 @@ class World:
         if line is self.control.between(*line.uids):
             line.snap()
 
-    def _stop(self, agent: Agent, seconds: float) -> None:
+    def _stop(self, agent: Process, seconds: float) -> None:
         agent.stopped_until = self.clock.now + seconds
         if seconds > SILENCE:
             for line in [line for line in self.net.lines if agent.uid in line.uids]:
@@ -214,14 +222,14 @@ class World:
         self._calm = True
         self._falls.clear()
         self.net.calm()
-        for label in range(self.size):
+        for label in self._labels:
             self._start_again(label)
         self.look()
 
     # The end
 
     def _judge(self) -> None:
-        stuck = [a for a in self.agents if a.alive and a.label != FOUNDER and not a.finished]
+        stuck = [a for a in self.agents if a.alive and a.trains and not a.finished]
         ended = [a for a in self.agents if a.finished and a.trainer is not None and not a.trainer.leaving]
         if self.outcome:
             return
@@ -246,6 +254,7 @@ class World:
             self._judge_slots(self.history, [a.uid for a in ended if a.number == last], place)
 
     def _judge_slots(self, history: History, ended: Sequence[int], place: str) -> None:
+        """What servers did led to these weights, and is what they promise."""
         final = history.final(ended)
         history.check(final, self.job.samples, self.job.epochs)
         off = replayed(history, final, self.job, self.record.weights(place))

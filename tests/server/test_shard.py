@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -72,22 +73,22 @@ def bits(shard: Shard) -> Tensor:
 @pytest.mark.parametrize("kind", DENSE)
 @settings(max_examples=8, deadline=None)
 @given(
-    order=st.permutations([5, 3, 9]), weights=st.lists(st.sampled_from([0.5, 1.0, 1.5, 0.0]), min_size=3, max_size=3)
+    orders=st.lists(st.permutations([5, 3, 9]), min_size=3, max_size=3),
+    weights=st.lists(st.sampled_from([0.5, 1.0, 1.5, 0.0]), min_size=3, max_size=3),
 )
 def test_with_staleness_0_all_make_one_step_with_their_mean_whoever_comes_first(
-    kind: str, order: list[int], weights: list[float]
+    kind: str, orders: list[list[int]], weights: list[float]
 ) -> None:
     slots, members = Slots(kind), (5, 3, 9)
     shard = slots.shard(Server(0), members)
     alone = drawn(0, ELEMENTS)
     optimizer = made(kind, [alone])
-    share = dict(zip(members, weights, strict=True))
-    for clock in (1, 2, 3):
+    share, inbox = dict(zip(members, weights, strict=True)), torch.empty(ELEMENTS)
+    for clock, order in enumerate(orders, 1):
         for uid in order:
             assert not shard.may(uid, clock)
-            update = drawn(uid * clock, ELEMENTS)
-            shard.push(slots.push(uid, clock, clock - 1, share[uid]), update)
-            update.fill_(torch.nan)
+            shard.push(slots.push(uid, clock, clock - 1, share[uid]), inbox.copy_(drawn(uid * clock, ELEMENTS)))
+            inbox.fill_(torch.nan)
         mean = drawn(5 * clock, ELEMENTS) * share[5]
         for uid in members[1:]:
             mean = mean.add(drawn(uid * clock, ELEMENTS), alpha=share[uid])
@@ -112,15 +113,19 @@ def test_with_staleness_0_rows_are_added_where_they_meet() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("before", [0, 1, 3])
-def test_settling_takes_the_last_step_back_to_the_bit(kind: str, before: int) -> None:
-    slots, members = Slots(kind), (1, 2)
+@pytest.mark.parametrize("members", [(1,), (1, 2)], ids=["alone", "two"])
+def test_settling_takes_the_last_step_back_to_the_bit(kind: str, before: int, members: tuple[int, ...]) -> None:
+    slots = Slots(kind)
     shard = slots.shard(Server(0), members)
     for clock in range(1, before + 1):
         for uid in members:
             shard.push(slots.push(uid, clock, clock - 1), slots.update(uid, clock))
     was = bits(shard).clone()
     for uid in members:
-        shard.push(slots.push(uid, before + 1, before), slots.update(uid, before + 1))
+        update = slots.update(uid, before + 1)
+        shard.push(slots.push(uid, before + 1, before), update)
+        if isinstance(update, Rows):
+            update.rows.zero_()
     assert shard.version == before + 1
     shard.settle(before)
     assert torch.equal(bits(shard), was)
@@ -149,8 +154,9 @@ def test_settling_where_a_step_is_waited_for_forgets_what_waits() -> None:
     shard = slots.shard(Server(0), (1, 2))
     shard.push(slots.push(1, 1), drawn(1, ELEMENTS))
     shard.settle(0)
-    assert shard.push(slots.push(1, 1), drawn(2, ELEMENTS))
     assert shard.push(slots.push(2, 1), drawn(2, ELEMENTS))
+    assert shard.version == 0
+    assert shard.push(slots.push(1, 1), drawn(2, ELEMENTS))
     assert torch.equal(shard.values, stepped(slots, drawn(0, ELEMENTS), drawn(2, ELEMENTS)))
 
 
@@ -216,12 +222,24 @@ def test_who_is_gone_or_paused_holds_nobody_up(leave: Callable[[Shard], None], s
     assert shard.may(3, last)
 
 
+@pytest.mark.parametrize("server", [Server(0), Server(compensate=0.1)], ids=str)
+def test_nothing_of_who_is_gone_remains(server: Server) -> None:
+    slots = Slots()
+    shard = slots.shard(server, (1, 2, 3))
+    shard.sent(2)
+    shard.push(slots.push(2, 1), drawn(1, ELEMENTS))
+    shard.pause(2)
+    shard.enter((1, 3))
+    state = shard.state()
+    assert (state["clocks"], state["sent"], state["waiting"], state["paused"]) == ({1: 0, 3: 0}, {}, [], set())
+
+
 def test_who_pushes_or_is_resumed_is_waited_for_again() -> None:
     slots = Slots()
     shard = slots.shard(Server(1), (1, 2))
     for clock in range(1, 6):
         shard.push(slots.push(1, clock), drawn(1, ELEMENTS))
-    for wake in (lambda: shard.resume(2), lambda: shard.push(slots.push(2, 1), drawn(1, ELEMENTS))):
+    for wake in (lambda: shard.resume(2, 0), lambda: shard.push(slots.push(2, 1), drawn(1, ELEMENTS))):
         shard.pause(2)
         assert shard.may(1, 5)
         wake()
@@ -229,6 +247,21 @@ def test_who_pushes_or_is_resumed_is_waited_for_again() -> None:
     shard.pause(1)
     shard.pause(2)
     assert shard.slowest == max(shard.clocks.values())
+
+
+def test_who_is_resumed_is_waited_for_from_the_clock_that_it_counts() -> None:
+    slots = Slots()
+    shard = slots.shard(Server(2), (1, 2))
+    shard.pause(2)
+    for clock in range(1, 10):
+        shard.push(slots.push(1, clock), drawn(1, ELEMENTS))
+    shard.resume(2, 8)
+    assert shard.slowest == 8
+    assert (shard.may(1, 10), shard.may(1, 11)) == (True, False)
+    assert not shard.push(slots.push(2, 8), drawn(1, ELEMENTS))
+    assert shard.push(slots.push(2, 9), drawn(1, ELEMENTS))
+    shard.resume(2, 3)
+    assert shard.clocks[2] == 9
 
 
 def test_who_is_new_begins_where_the_slowest_is_or_where_it_is_told_to() -> None:
@@ -391,6 +424,29 @@ def test_a_copy_from_its_bytes_goes_on_bit_for_bit_in_the_middle_of_a_clock_too(
         tell(one, range(7, 15))
     assert shard.version == (5 if server.staleness == 0 else 15)
     assert torch.equal(bits(shard), bits(copy))
+
+
+def test_a_copy_keeps_no_step_back() -> None:
+    slots = Slots("adam")
+    shard, other = slots.shard(Server(0), (1,)), slots.shard(Server(0), (1,))
+    for one in shard, other:
+        one.push(slots.push(1, 1), drawn(1, ELEMENTS))
+    shard.load(other.state())
+    with pytest.raises(ProtocolError, match="no step back"):
+        shard.settle(0)
+
+
+@pytest.mark.parametrize("server", [Server(0), Server(), Server(compensate=0.1)], ids=str)
+def test_an_update_is_not_held_after_its_push(server: Server) -> None:
+    slots = Slots("momentum")
+    shard = slots.shard(server, (1, 2))
+    for uid in (1, 2):
+        shard.sent(uid)
+        update = drawn(uid, ELEMENTS)
+        gone = weakref.ref(update)
+        shard.push(slots.push(uid, 1), update)
+        del update
+        assert gone() is None
 
 
 def test_values_in_memory_that_was_left_stay_as_they_were() -> None:
