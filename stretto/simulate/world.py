@@ -67,7 +67,7 @@ class World:
         self.agents: list[Process] = []
         self.by_uid: dict[int, Process] = {}
         self.steps = self.torn = 0
-        self.outcome = ""
+        self.outcome = self._broken = ""
         self._by_label: dict[int, Process] = {}
         self._disk: dict[int, Vote | None] = {}
         self._falls: dict[int, int] = {}
@@ -153,14 +153,10 @@ class World:
                 self._die(agent)
 
     def lose(self, agent: Process, error: RunLost) -> None:
-        """Copies of the model that ``agent`` needs are gone.
-
-        Raises:
-            Broken: not as many were lost as there had been.
-        """
+        """Copies of the model that ``agent`` needs are gone: it is over, if not with a broken promise."""
         self.say(f"*** {agent}: {error}")
         if not self.copies.lost(agent.port.epoch):
-            raise Broken(f"{agent} is told that {error}; but somebody is there who had one")
+            self._broken = f"{agent} is told that {error}; but somebody is there who had one"
         self.outcome, self.clock.halted = "slots lost", True
 
     def look(self) -> None:
@@ -231,6 +227,8 @@ class World:
     def _judge(self) -> None:
         stuck = [a for a in self.agents if a.alive and a.trains and not a.finished]
         ended = [a for a in self.agents if a.finished and a.trainer is not None and not a.trainer.leaving]
+        if self._broken:
+            raise Broken(self._broken)
         if self.outcome:
             return
         self.outcome = "ended" if ended else self._obstacle() if stuck else "all left"
