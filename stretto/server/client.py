@@ -153,7 +153,6 @@ class Client:
     def enter(self, ask: Ask) -> None:
         """Another epoch: what is not answered is asked again."""
         self._ask = ask
-        self._say_whether_we_count()
         due = self._values
         if due is not None:
             if self._server.staleness == 0:
@@ -161,6 +160,7 @@ class Client:
             for slot in [slot for slot in due.requests if slot in due.open]:
                 request, body = due.requests[slot]
                 ask(slot, (request.head(), *body))
+        self._say_whether_we_count()  # (who pushes, counts)
         if self._samples is not None:
             _, request, body = self._samples
             ask(0, (request.head(), *body))
