@@ -45,6 +45,7 @@ faults: $(STAMP)
 
 laboratory: $(STAMP)
 	@$(BIN)/python benchmarks/laboratory.py
+	@$(BIN)/python benchmarks/server_laboratory.py --folder docs/results
 
 loose: $(STAMP)
 	@$(BIN)/python benchmarks/loose.py --tune

@@ -120,6 +120,16 @@ def plain_streams(lab: Laboratory, case: Case, pairs: Sequence[tuple[int, int]])
 
 def all_reduce(lab: Laboratory, case: Case, topology: str) -> dict[str, Any]:
     """An agent on each host; seconds of every round."""
+    found = on_all(lab, case, AGENT, topology=topology)
+    return {
+        "seconds": seconds_of(found),
+        "courier_cpu_seconds": [f["cpu"] for f in found],
+        "cores_busy": found[0]["busy"],
+    }
+
+
+def on_all(lab: Laboratory, case: Case, script: Path, **more: object) -> list[dict[str, Any]]:
+    """What the agents found that ``script`` makes, one on each host: it is told its rank and the case."""
     ask = json.dumps(
         {
             "coordinator": f"{lab.address(0)}:{COORDINATOR_PORT}",
@@ -127,10 +137,10 @@ def all_reduce(lab: Laboratory, case: Case, topology: str) -> dict[str, Any]:
             "ahead": 0.1 + 4 * case.delay,
             "nbytes": case.nbytes,
             "rounds": case.rounds,
-            "topology": topology,
+            **more,
         }
     )
-    agents = [python(lab, host, AGENT, str(host), ask) for host in range(AGENTS)]
+    agents = [python(lab, host, script, str(host), ask) for host in range(AGENTS)]
     try:
         told = [agent.communicate(timeout=180)[0] for agent in agents]
     finally:
@@ -139,10 +149,13 @@ def all_reduce(lab: Laboratory, case: Case, topology: str) -> dict[str, Any]:
             agent.wait()
     if not all(told):
         sys.exit("an agent ended without a result; see above what it said")
-    found = [json.loads(line) for line in told]
+    return [json.loads(line) for line in told]
+
+
+def seconds_of(found: Sequence[dict[str, Any]]) -> list[float]:
+    """Of each round: from the last agent's beginning to the last one's end."""
     begins, ends = (list(zip(*(f[key] for f in found), strict=True)) for key in ("begins", "ends"))
-    seconds = [max(e) - max(b) for b, e in zip(begins, ends, strict=True)]
-    return {"seconds": seconds, "courier_cpu_seconds": [f["cpu"] for f in found], "cores_busy": found[0]["busy"]}
+    return [max(e) - max(b) for b, e in zip(begins, ends, strict=True)]
 
 
 def line(row: dict[str, Any]) -> str:

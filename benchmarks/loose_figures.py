@@ -23,10 +23,10 @@ class Row(Struct, frozen=True, kw_only=True):
         step: seconds of one.
         merit: of the time of the same steps without a network.
         computing: the share of time in which a trainer does not wait.
-        sent: bytes of an agent in a step; ``fewer`` times less than the reference.
+        sent: bytes of an agent in a step; ``fewer`` times less than the reference, None where that was not measured.
         apart: from the reference's end: points of accuracy, and % of loss, where a minus is better.
         steps_to: to the reference's end, and ``seconds_to``; None where a seed does not reach it.
-        sooner: how many times sooner than the reference that is; ``faster``: the same for all samples.
+        sooner: how many times sooner than the reference that is, if known; ``faster``: the same for all samples.
         part: some runs, of it or of the reference, were shorter: seconds are those of their steps.
         alike: of so many looks how many have the bits that they have without a network.
     """
@@ -40,7 +40,7 @@ class Row(Struct, frozen=True, kw_only=True):
     merit: float | None
     computing: float
     sent: float
-    fewer: float
+    fewer: float | None
     accuracy: float | None
     loss: float | None
     apart_accuracy: float | None
@@ -48,7 +48,7 @@ class Row(Struct, frozen=True, kw_only=True):
     steps_to: float | None
     seconds_to: float | None
     sooner: float | None
-    faster: float
+    faster: float | None
     part: bool
     alike: tuple[int, int]
 
@@ -60,9 +60,9 @@ class Table:
         self._runs = {(p.task, p.network, p.contender, p.seed): run for p, run in runs.items() if run.marks}
 
     def row(self, task: Task, network: Network, contender: Contender) -> Row | None:
-        """None where it, or the reference, was not measured."""
+        """None where it was not measured."""
         mine, theirs = (self._of(task, network, name) for name in (contender.name, REFERENCE))
-        if not mine or not theirs:
+        if not mine:
             return None
         free = self._of(task, INFINITE, contender.name)
         step = statistics.median(map(_step, mine.values()))
@@ -72,9 +72,10 @@ class Table:
             if (mark := self._mark(task, contender.name, seed, reference.end.step)) is not None
         }
         arrivals = [self._arrival(task, network, contender.name, seed) for seed in ends]
+        arrived = [a for a in arrivals if a]
+        whole = len(arrived) == len(ends)
         usual = [self._arrival(task, network, REFERENCE, seed) for seed in ends]
         pairs = [(a, b) for a, b in zip(arrivals, usual, strict=True) if a and b]
-        whole = bool(pairs) and len(pairs) == len(ends)
         sent = statistics.median(_sent(run) for run in mine.values())
         return Row(
             task=task.name,
@@ -86,15 +87,15 @@ class Table:
             merit=step / statistics.median(map(_step, free.values())) if free else None,
             computing=statistics.median(1 - run.end.waiting / run.end.seconds for run in mine.values()),
             sent=sent,
-            fewer=statistics.median(_sent(run) for run in theirs.values()) / sent,
+            fewer=statistics.median(map(_sent, theirs.values())) / sent if theirs else None,
             accuracy=_median([mine.accuracy for mine, _ in ends.values()]),
             loss=_median([mine.loss for mine, _ in ends.values()]),
             apart_accuracy=_median([100 * (mine.accuracy - other.accuracy) for mine, other in ends.values()]),
             apart_loss=_median([100 * (mine.loss / other.loss - 1) for mine, other in ends.values()]),
-            steps_to=_median([a[0] for a, _ in pairs]) if whole else None,
-            seconds_to=_median([a[1] for a, _ in pairs]) if whole else None,
-            sooner=_median([b[1] / a[1] for a, b in pairs]) if whole else None,
-            faster=statistics.median(map(_step, theirs.values())) / step,
+            steps_to=_median([a[0] for a in arrived]) if whole else None,
+            seconds_to=_median([a[1] for a in arrived]) if whole else None,
+            sooner=_median([b[1] / a[1] for a, b in pairs]) if len(pairs) == len(ends) else None,
+            faster=statistics.median(map(_step, theirs.values())) / step if theirs else None,
             part=_part(mine, free) or _part(theirs, self._ends(task)),
             alike=_alike(mine, free),
         )

@@ -38,14 +38,14 @@ class Goal:
     least: float
     """Of the value; of a negative one likewise."""
 
-    def value(self, task: Task, row: Row, reference: Row) -> float | None:
+    def value(self, task: Task, row: Row) -> float | None:
         if self.what == END:
             apart = row.apart_accuracy if task.goal == "accuracy" else row.apart_loss
             return None if apart is None else min(0.0, apart if task.goal == "accuracy" else -apart)
         return {
             SOONER: row.sooner,
             FEWER: row.fewer,
-            NOT_SLOWER: reference.step / row.step,
+            NOT_SLOWER: row.faster,
             COMPUTING: row.computing,
         }[self.what]
 
@@ -141,7 +141,6 @@ def _section(found: Measured, task: Task, rows: Sequence[Row]) -> Iterator[str]:
             yield from (_network_line(row) for row in here)
 
 
-COST = ("strategy", "s a step", "figure of merit", "computing", "bytes a step", "times fewer")
 ARRIVAL = ("same samples, times faster", "s to the reference's end", "times sooner")
 
 
@@ -160,7 +159,7 @@ def _network_line(row: Row) -> str:
         _number(row.fewer, ".1f"),
         _number(row.faster, ".2f"),
         about + _number(row.seconds_to, ".1f", "never"),
-        about + _number(row.sooner, ".2f", "never"),
+        about + _number(row.sooner, ".2f", "never") if row.fewer else "",
         f"{row.alike[0]} of {row.alike[1]}",
     )
     return f"| {' | '.join(cells)} |"
@@ -192,8 +191,8 @@ def _goals(task: Task, rows: Sequence[Row]) -> Iterator[str]:
         for goal in goals(task):
             for network in (n for n in NETWORKS if n.name == goal.network):
                 mine, reference = (known.get((name, network.name)) for name in (contender.name, REFERENCE))
-                if mine is not None and reference is not None:
-                    yield _goal_line(goal, network, mine, goal.value(task, mine, reference))
+                if mine is not None and (reference is not None or goal.what == COMPUTING):
+                    yield _goal_line(goal, network, mine, goal.value(task, mine))
 
 
 def _goal_line(goal: Goal, network: Network, row: Row, value: float | None) -> str:

@@ -69,7 +69,7 @@ class Agent:
         self._holds = Holdings()
         self.link = place.link if place else "none"
         self.label = place.seat.label if place else 0
-        self.epoch = epoch_of(place.view) if place else Epoch(0, (Member(0, "here", 0, ()),))
+        self.epoch = epoch_of(place.view).agents if place else Epoch(0, (Member(0, "here", 0, ()),))
         uid = place.seat.uid if place else self.epoch.uids[0]
         self.rank = self.epoch.uids.index(uid) if uid in self.epoch.uids else 0
         self.size = self.epoch.size

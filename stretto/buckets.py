@@ -148,7 +148,10 @@ class Bucket:
             view.zero_()
             self.flags[place] = 0.0
         elif grad.is_sparse:
-            raise UsageError("sparse gradients are not exchanged yet: use Embedding(sparse=False)")
+            raise UsageError(
+                f"the gradient of a table {list(parameter.shape)} is sparse, and only a server takes rows: "
+                "take a server strategy, such as asp(), or Embedding(sparse=False)"
+            )
         elif grad.data_ptr() != view.data_ptr():
             view.copy_(grad.detach())
             parameter.grad = view

@@ -70,7 +70,7 @@ class Loose:
     ) -> None:
         self.drifts = drifts
         self._strategy, self._notice, self._wire = strategy, notice, wire
-        self._whole_next, self._alike = late, True
+        self._whole_next, self._alike, self._leap = late, True, False
         self._steps = self._done = 0
         self._agreed = [0] * len(drifts.fragments)
         self._flight: Flight | None = None
@@ -94,7 +94,7 @@ class Loose:
         """
         if not self._alike:
             self._done = self._number()
-            await self._agree_on_all(fence=False, leap=True)
+            await self._agree_on_all(fence=False)
 
     async def turn(self) -> None:
         """So many batches are trained: what is due, once?"""
@@ -106,7 +106,7 @@ class Loose:
             await self._land()
         due, last = strategy.schedule.due(step - 1), self._wire.ends
         if self._whole_next or last or (due and self._waits):
-            await self._agree_on_all(fence=True, leap=self._whole_next or last)
+            await self._agree_on_all(fence=True)
             return
         if strategy.beside is not None and strategy.beside.schedule.due(step - 1):
             await self._mix(step, behind=strategy.beside.behind)
@@ -132,7 +132,7 @@ class Loose:
         """Is every agreement a whole one?"""
         return self._strategy.schedule.fragments == 1 and self._strategy.landing.behind == 0
 
-    async def _agree_on_all(self, *, fence: bool, leap: bool) -> None:
+    async def _agree_on_all(self, *, fence: bool) -> None:
         await self._settle_mixed()
         parts = range(len(self.drifts.buckets))
         if isinstance(self._strategy.landing, Restart):
@@ -141,18 +141,19 @@ class Loose:
             await self._land()
             for part in parts:
                 self.drifts.leave(part)
-        closing = await self._give(parts, fence=fence)
+        self._leap = not fence or self._whole_next or self._wire.ends
+        closing = await self._give(parts, fence=fence)  # who is given what all share meanwhile is given this, too
         await self._heard(closing, 0)
         if closing.alone:
             return
         self._whole_next = False
         usual = self._waits and self._strategy.schedule.due(self._number() - 1)
         for part in parts:
-            self.drifts.land(part, closing, self._number(), leap=leap, plain=not usual)
+            self.drifts.land(part, closing, self._number(), leap=self._leap, plain=not usual)
         if self._strategy.beside is not None:
             await self._wire.mix(0, self.drifts.alone(0), AGREED)
         self.drifts.settle()
-        self._done, self._alike = self._number(), leap or isinstance(self._strategy.landing, Replace)
+        self._done, self._alike = self._number(), self._leap or isinstance(self._strategy.landing, Replace)
         self._agreed = [self._done] * len(self._agreed)
 
     async def _begin(self, step: int) -> None:
@@ -259,14 +260,14 @@ class Loose:
         return self.drifts.shared()
 
     def state(self) -> list[Any]:
-        """How many steps were made, and what the outer optimizer remembers, in plain values."""
-        return [self._steps, *self.drifts.state()]
+        """How many steps were made, does the whole agreement under way leap, and what the outer optimizer remembers."""
+        return [self._steps, self._leap, *self.drifts.state()]
 
     @torch.no_grad()
     def adopt(self, outers: list[Any]) -> None:
         """We have been given what all share."""
-        self._steps = outers[0]
-        self.drifts.adopt(outers[1:])
+        self._steps, self._leap, *states = outers
+        self.drifts.adopt(states)
         self._done, self._alike = self._number(), True
         self._agreed = [self._done] * len(self._agreed)
         self._flight = None

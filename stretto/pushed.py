@@ -126,7 +126,7 @@ class Pushed:
         """What was found of some rows."""
         if table.grad is None:
             return ()
-        (rows,) = self._shelves[id(table)].put(rows_of(table.grad))
+        rows = self._shelves[id(table)].put(rows_of(table.grad))
         return rows.rows, rows.values.reshape(-1)
 
     def give_back(self) -> None:

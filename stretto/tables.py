@@ -1,16 +1,13 @@
-"""Tables: embeddings whose gradients are of some rows only. What a batch touched leaves, and comes back, as rows.
+"""Tables: embeddings whose gradients are of some rows only, which leave as rows.
 
-    gradient (sparse, rows as they were looked up) ─ coalesced ─ cut by slots ─► Rows in memory that the courier sees
-    parameter ◄─ written ─ Rows that a holder sent
+    gradient (sparse, rows as they were looked up) ─ rows_of: each once, ascending ─ Shelf: where the courier sees them
 
 A table is a parameter that only ``nn.Embedding`` or ``nn.EmbeddingBag`` with ``sparse=True`` hold.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Final
 
 import torch
@@ -82,7 +79,8 @@ def rows_of(gradient: Tensor) -> Rows:
 class Shelf:
     """Memory that the courier sees, for as many rows of one table as there ever were at once.
 
-    It grows to twice what it was, so that all of it is at most twice what is used, and never beyond the ``table``.
+    It grows to twice what it was, and never beyond the ``table``: with what it had before, which is not given back, it
+    takes at most four times what it needs.
 
     Args:
         allocate: ``allocate(nbytes)`` gives memory (uint8) that the courier sees. How often, and of what size, is this
@@ -94,31 +92,18 @@ class Shelf:
         self._dtype, self._allocate = table.dtype, allocate
         self._rows, self._values = torch.empty(0, dtype=torch.int64), torch.empty(0, self._width, dtype=self._dtype)
 
-    def room(self, count: int) -> Rows:
-        """For ``count`` rows, which are yet to be written. What was there before may be lost."""
+    def put(self, update: Rows) -> Rows:
+        """A copy of ``update`` here; the one before is lost."""
+        count = len(update.rows)
         if count > len(self._rows):
             self._grow(min(self._height, max(count, 2 * len(self._rows), _FEWEST)))
-        return Rows(self._rows[:count], self._values[:count])
-
-    def put(self, update: Rows, starts: Sequence[int] = (0,)) -> list[Rows]:
-        """A copy of ``update`` here, cut into the slots that begin at these rows; there rows are counted from 0."""
-        held = self.room(len(update.rows))
+        held = Rows(self._rows[:count], self._values[:count])
         held.rows.copy_(update.rows)
         held.values.copy_(update.values)
-        cuts = [bisect_left(held.rows, start) for start in starts[1:]]
-        parts = []
-        for start, (first, stop) in zip(starts, pairwise([0, *cuts, len(held.rows)]), strict=True):
-            parts.append(Rows(held.rows[first:stop].sub_(start), held.values[first:stop]))
-        return parts
+        return held
 
     def _grow(self, count: int) -> None:
         row = self._width * self._dtype.itemsize
         memory = self._allocate(count * (8 + row))
         self._rows = memory[: 8 * count].view(torch.int64)
         self._values = memory[8 * count : count * (8 + row)].view(self._dtype).view(count, self._width)
-
-
-@torch.no_grad()
-def write(table: Tensor, update: Rows, start: int = 0) -> None:
-    """Rows of ``table`` become those of ``update``, which are counted from row ``start``; the others stay."""
-    table.index_copy_(0, update.rows + start if start else update.rows, update.values)

@@ -277,6 +277,17 @@ def test_who_is_healed_in_the_moment_in_which_its_only_donor_dies_has_the_model(
     assert play(22, parse("diloco(2)", "strategy"), 2, struck).outcome == "ended"
 
 
+def test_who_comes_in_with_the_last_agreement_ends_as_the_others_do() -> None:
+    """By its own count it was not the last; and an elastic would have left it with weights of its own."""
+    struck = [
+        Fault(0.261, "kill", (4,)),
+        Fault(1.076, "suspect", (3, 2)),
+        Fault(3.7663, "stop", (1,), 4.5137),
+        Fault(3.8522, "stop", (-1,), 3.1279),
+    ]
+    assert play(254, parse("easgd(2)", "strategy"), 5, struck).outcome == "ended"
+
+
 def test_a_trace_tells_every_event() -> None:
     lines: list[str] = []
     assert trace(3, RING, Setting("storm"), lines.append) is None

@@ -14,7 +14,7 @@ from stretto.membership.compose import first, following, nowhere
 from stretto.membership.effects import Deny, Dial, Effect, Send, Timer
 from stretto.membership.keeping import keep, kept
 from stretto.membership.messages import FOUNDER, Ballot, Prepare, Report, Seat, View, Vote
-from stretto.membership.settle import Settlement, admits, entry, settle
+from stretto.membership.settle import Settlement, admits, entry, settle, together
 from stretto.membership.views import Views
 from stretto.membership.votes import accept, blank, bound, majority, promise
 
@@ -165,6 +165,22 @@ def test_a_newcomer_has_nothing_of_the_rounds_before_it_came() -> None:
 def test_who_enters_with_this_very_round_is_given_its_buckets() -> None:
     shared = settle(view(report(1, 5, b"\1"), report(2, 5, b"\0")))
     assert shared is not None and shared.lacking == ((1, 2),)
+
+
+def test_who_came_in_after_a_round_that_is_redone_comes_in_again() -> None:
+    """In that round nobody waits for it; and what it was given may hold a result of it that no survivor has."""
+    base = first(nowhere(FOUNDERS, Network()), SEATS)
+    early, late = report(1, 5, b"\0\0", fence=True), report(2, 6, since=6)
+
+    def next_view(*reports: Report) -> View | None:
+        return following(base, {r.uid: r for r in reports}, (), proposer=2, founder=False, why="")
+
+    redone = next_view(early, late)
+    assert redone is not None and [seat.uid for seat in redone.seats] == [1]
+    assert (redone.leader, redone.entry) == (1, 5)
+    assert [report.uid for report in together([early, replace(late, since=0)])] == [1, 2]
+    assert [report.uid for report in together([replace(early, done=b"\1\1"), late])] == [1, 2]
+    assert [report.uid for report in together([replace(early, healed=False), late])] == [2]
 
 
 # Votes.

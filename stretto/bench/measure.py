@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
@@ -24,7 +25,10 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One contender on one case. ``ratios`` is its time over another's, by name; ``goals`` the most that may be."""
+    """One contender on one case. ``ratios`` is its time over another's, by name; ``goals`` the most that may be.
+
+    ``most``: the milliseconds to stay below, where that is a goal too.
+    """
 
     agents: int
     case: str
@@ -32,11 +36,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     ms: Spread
     ratios: dict[str, Spread] = {}
     goals: dict[str, float] = {}
+    most: float | None = None
 
     @property
     def reached(self) -> bool | None:
         """Whether the medians meet every goal whose opponent was there; None without one."""
         known = [self.ratios[name].median <= most for name, most in self.goals.items() if name in self.ratios]
+        known += [] if self.most is None else [self.ms.median < self.most]
         return all(known) if known else None
 
 
@@ -99,8 +105,9 @@ def rows(
     against: Sequence[str],
     goals: Mapping[str, Mapping[str, float]],
     parts: int = 1,
+    most: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Row]:
-    """One row a contender; a turn was ``parts`` equal pieces of work."""
+    """One row a contender; a turn was ``parts`` equal pieces of work. ``goals`` and ``most``: by contender."""
     return [
         Row(
             agents=agents,
@@ -109,6 +116,7 @@ def rows(
             ms=spread(times, 1e3 / parts),
             ratios={other: ratio(times, seconds[other]) for other in against if other in seconds and other != name},
             goals=dict(goals.get(name, {})),
+            most=most.get(name),
         )
         for name, times in seconds.items()
     ]

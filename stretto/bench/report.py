@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import torch
@@ -25,6 +26,16 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     headers: tuple[str, ...]
     cells: tuple[tuple[str, ...], ...]
     data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """Of a page: ``command`` writes it, and ``name`` is its file's. ``about``: how all of it was measured."""
+
+    title: str
+    command: str
+    name: str
+    about: str
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,12 +77,18 @@ def compared(title: str, command: str, about: str, rows: Sequence[Row], against:
             row.contender,
             spread_text(row.ms),
             *(spread_text(row.ratios[name]) if name in row.ratios else NOT_MEASURED for name in against),
-            "; ".join(f"{most:g} of {name}" for name, most in row.goals.items()),
-            {True: "yes", False: "no", None: ""}[row.reached],
+            *judged(row),
         )
         for row in rows
     )
     return Section(title=title, command=command, about=about, headers=headers, cells=cells, data=list(rows))
+
+
+def judged(row: Row) -> tuple[str, str]:
+    """Its goals, and whether they are reached."""
+    goals = [f"{most:g} of {name}" for name, most in row.goals.items()]
+    goals += [] if row.most is None else [f"under {row.most:g} ms"]
+    return "; ".join(goals), {True: "yes", False: "no", None: ""}[row.reached]
 
 
 def spread_text(spread: Spread) -> str:
@@ -100,20 +117,28 @@ def number(x: float) -> str:
     )
 
 
-def page(sections: Sequence[Section], where: Machine) -> str:
+CORE: Final = Heading(
+    "What the core reaches",
+    "make bench",
+    "core",
+    "One thread an agent. Contenders take turns in the same processes, each turn begins at a barrier, the order\n"
+    "rotates. A time lasts from the last agent's beginning to the last one's end. Numbers are medians, with\n"
+    "quartiles in brackets; a ratio is the median of the rounds' ratios. What was exchanged was compared with the\n"
+    "right result.",
+)
+
+
+def page(sections: Sequence[Section], where: Machine, heading: Heading = CORE) -> str:
     """All tables as Markdown."""
     lines = [
-        "# What the core reaches",
+        f"# {heading.title}",
         "",
-        "Written by `make bench`; the same numbers and more are in `core.json` beside this page.",
+        f"Written by `{heading.command}`; the same numbers and more are in `{heading.name}.json` beside this page.",
         "",
         f"{where.processor}, {where.cores} cores, Linux {where.kernel}, Python {where.python}, torch {where.torch}; "
         f"load of the machine before it began: {where.load}.",
         "",
-        "One thread an agent. Contenders take turns in the same processes, each turn begins at a barrier, the order",
-        "rotates. A time lasts from the last agent's beginning to the last one's end. Numbers are medians, with",
-        "quartiles in brackets; a ratio is the median of the rounds' ratios. What was exchanged was compared with the",
-        "right result.",
+        heading.about,
     ]
     for s in sections:
         lines += ["", f"## {s.title}", "", f"`{s.command}`", "", *([s.about, ""] if s.about else [])]

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -116,7 +116,7 @@ Work: TypeAlias = Callable[[Team, dict[str, Any]], None]
 
 def run(
     size: int, work: Work, ask: Mapping[str, Any], *, epochs: Sequence[str] = (), mpi: bool = False
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Run ``work(team, ask)`` in ``size`` processes; yields what the first tells, and ends when all have ended.
 
     Args:
@@ -214,22 +214,23 @@ def _by_mpi(seat: Seat, work: Work) -> tuple[int, list[_Process]]:
         stdout=into,
         env=environ,
         start_new_session=True,
-        preexec_fn=_end_with_parent,  # noqa: PLW1509  no coordinator has started its thread yet
+        preexec_fn=end_with_parent,  # noqa: PLW1509  no coordinator has started its thread yet
     )
     os.close(into)
     process.returncode = 0  # we reap it ourselves
     return out, [_Process(process.pid)]
 
 
-def _end_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """From now on the kernel sends this process that signal when the one that forked it ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 def _be_member(seat: Seat, rank: int, out: int, work: Work, parent: int) -> NoReturn:
     """The whole life of a process of the benchmark."""
     code = 1
     try:
-        _end_with_parent()
+        end_with_parent()
         if os.getppid() != parent:
             os._exit(1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from stretto.bench import allreduce as allreduces
-from stretto.bench import beside_python, memory, scale, step
+from stretto.bench import beside_python, memory, push_pull, scale, server, step, stragglers
 from stretto.bench import codec as codecs
 from stretto.bench import overlap as overlaps
-from stretto.bench.report import Section, machine, page
+from stretto.bench.report import CORE, Heading, Machine, Section, machine, page
 from stretto.cli import options, output
 from stretto.errors import UnknownName, UsageError
 
@@ -23,6 +23,7 @@ WIDE = 200
 """Columns of a table that goes into a file."""
 SECTION = "stretto.bench.section"
 SIZES = tuple(allreduces.SIZES)
+PUSHED = tuple(push_pull.SIZES)
 MODELS = tuple(step.MODELS)
 
 
@@ -96,22 +97,55 @@ def scale_(agents: str, json: str | None) -> None:
     _measure(json, lambda say: scale.run(counts, f"stretto bench scale --agents {agents}", say))
 
 
+@bench.command("server")
+@click.option("--only", default=",".join(server.PARTS), show_default=True, help="Which tables, between commas.")
+@links
+@click.option("--sizes", default=",".join(PUSHED).replace(" ", ""), show_default=True, help="Of push-pull.")
+@click.option("--rounds", type=int, help="So many in place of the usual ones.")
+@options.data
+@click.option("--folder", metavar="DIR", help="Write server.md and server.json here.")
+def server_(only: str, link: str, sizes: str, rounds: int | None, data: str | None, folder: str | None) -> None:
+    """The parameter server, against others; against dense pushes; and with a slow agent. Needs root for the last.
+
+    With fashion-mnist in --data the slow agent trains that, else digits.
+    """
+    parts, lengths = _names("only", only, tuple(server.PARTS)), _names("sizes", sizes, PUSHED)
+    chosen = _names("link", link, LINKS)
+    _check_folder(folder)
+    found = stragglers.LARGE.find(Path(data)) if data and "stragglers" in parts else None
+    console, where = output.console(None), machine()
+    sections = []
+    for part in parts:
+        sections.append(server.PARTS[part](server.Ask(chosen, lengths, rounds, found), output.printer(console)))
+        _print(console, sections[-1])
+    if folder is not None:
+        _write(folder, server.HEADING, where, sections)
+
+
 @bench.command("all")
 @click.option("--folder", metavar="DIR", help="Write core.md and core.json here.")
 @click.pass_context
 def all_(context: click.Context, folder: str | None) -> None:
     """Everything, one after another; about ten minutes."""
-    if folder is not None and not Path(folder).is_dir():
-        raise UsageError(f"--folder {folder}: there is no such directory; make it first")
-    console, where = output.console(None), machine()
+    _check_folder(folder)
+    where = machine()
     sections = []
     for command in (allreduce, step_, overlap, python, memory_, scale_, codec_):
         context.invoke(command)
         sections.append(context.meta[SECTION])
     if folder is not None:
-        (Path(folder) / "core.md").write_text(page(sections, where), encoding="utf-8")
-        output.write_json(str(Path(folder) / "core.json"), {"machine": where, "sections": sections})
-        console.print(f"written: {folder}/core.md and core.json")
+        _write(folder, CORE, where, sections)
+
+
+def _check_folder(folder: str | None) -> None:
+    if folder is not None and not Path(folder).is_dir():
+        raise UsageError(f"--folder {folder}: there is no such directory; make it first")
+
+
+def _write(folder: str, heading: Heading, where: Machine, sections: Sequence[Section]) -> None:
+    (Path(folder) / f"{heading.name}.md").write_text(page(sections, where, heading), encoding="utf-8")
+    output.write_json(str(Path(folder) / f"{heading.name}.json"), {"machine": where, "sections": sections})
+    output.console(None).print(f"written: {folder}/{heading.name}.md and {heading.name}.json")
 
 
 def _counts(text: str) -> list[int]:

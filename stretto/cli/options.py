@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from stretto import text
 from stretto.errors import UnknownName, UsageError
@@ -15,6 +16,7 @@ from stretto.launch.environment import LINKS
 from stretto.launch.supervise import Care
 
 if TYPE_CHECKING:
+    from stretto.workloads import Workload
     from stretto.workloads.result import Job
 
 agents = click.option("--agents", "-n", default=4, show_default=True, help="How many agents (processes) to start.")
@@ -22,7 +24,8 @@ link = click.option("--link", default="auto", show_default=True, help=f"The tran
 seed = click.option("--seed", default=0, show_default=True, help="Of the weights and the order of samples.")
 json = click.option("--json", metavar="PATH", help="Write the result here as one JSON object; - is standard output.")
 model = click.option(
-    "--model", help="mlp, cnn, lstm; mlp-10m where images are large; gpt for text. [default: cnn, or gpt]"
+    "--model",
+    help="mlp, cnn, lstm; mlp-10m where images are large; gpt for text; factors for ratings [default: cnn, or its own]",
 )
 batch_size = click.option(
     "--batch-size", type=int, help="Samples of one agent in a step. [default: the workload's / agents]"
@@ -31,7 +34,11 @@ epochs = click.option("--epochs", type=int, help="Stop after this many epochs. [
 seconds = click.option("--seconds", type=float, help="Stop after this time of training.")
 target = click.option("--target", type=float, help="Stop at this accuracy on the test data, from 0 to 1.")
 data = click.option(
-    "--data", metavar="DIR", envvar="STRETTO_DATA", show_envvar=True, help="The data's folder; else they are fetched."
+    "--data",
+    metavar="DIR",
+    envvar="STRETTO_DATA",
+    show_envvar=True,
+    help="The data's folder; else they are fetched, or made.",
 )
 
 _CARE = (
@@ -120,7 +127,7 @@ def job(
         raise UsageError(f"--batch-size {batch_size}: an agent trains at least one sample a step")
     if agents > known.samples:
         raise UsageError(f"more agents than samples: {agents} agents, {known.samples} samples of {workload}")
-    found = known.find(Path(data) if data else None)
+    found = known.find(_directory(known, data))
     return Job(
         workload=workload,
         model=model,
@@ -132,6 +139,15 @@ def job(
         threads=max(1, len(os.sched_getaffinity(0)) // agents),
         **limits,
     )
+
+
+def _directory(known: Workload, data: str | None) -> Path | None:
+    """Where to look. $STRETTO_DATA, which is of all workloads, need not hold what can be made."""
+    context = click.get_current_context(silent=True)
+    aside = context is not None and context.get_parameter_source("data") is ParameterSource.ENVIRONMENT
+    if data is None or (known.made and aside and not Path(data, known.name).exists()):
+        return None
+    return Path(data)
 
 
 def _check_limits(*, seed: int, epochs: int | None, seconds: float | None, target: float | None) -> None:

@@ -42,6 +42,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--strategy", help="How the agents synchronise. [default: every one, along every topology, in turn]")
 @click.option("--codecs", is_flag=True, help="Every codec in turn, instead of every topology.")
 @click.option("--agents", default="1..5", show_default=True, help="Least and most of them.")
+@click.option("--servers", default=0, show_default=True, help="Servers beside the agents; they die as well.")
 @click.option("--seed", default=0, show_default=True, help="The first one.")
 @click.option("--trace", "traced", is_flag=True, help="Play the one run of --seed, event by event.")
 @click.option("--jobs", type=int, help="Processes. [default: one a core]")
@@ -53,6 +54,7 @@ def simulate(
     strategy: str | None,
     codecs: bool,
     agents: str,
+    servers: int,
     seed: int,
     traced: bool,
     jobs: int | None,
@@ -68,7 +70,7 @@ def simulate(
 
     output.check_json(json)
     output.check_json(page)
-    setting = _setting(faults, agents)
+    setting = _setting(faults, agents, servers)
     if strategy is not None and codecs:
         raise UsageError("--codecs plays every codec; give either that or --strategy")
     everything = coded() if codecs else listed()
@@ -82,6 +84,7 @@ def simulate(
     if seeds < 1 or (jobs is not None and jobs < 1):
         raise UsageError("give --seeds and --jobs 1 or more")
     command = f"stretto simulate --faults {faults} --seeds {seeds} --agents {agents} --seed {seed}"
+    command += f" --servers {servers}" if servers else ""
     command += f" --strategy '{strategy}'" if strategy else " --codecs" if codecs else ""
     begun, runs = time.monotonic(), seeds * len(chosen)
     tallies = []
@@ -107,20 +110,23 @@ def simulate(
         worst = result.breaks[0]
         raise StrettoError(
             f"a promise is broken in {len(result.breaks)} of {runs} runs; look at one with: stretto simulate --faults "
-            f"{faults} --agents {agents} --strategy '{worst.strategy}' --seed {worst.seed} --trace"
+            f"{faults} --agents {agents}{f' --servers {servers}' if servers else ''} --strategy '{worst.strategy}' "
+            f"--seed {worst.seed} --trace"
         )
 
 
-def _setting(faults: str, agents: str) -> Setting:
+def _setting(faults: str, agents: str, servers: int) -> Setting:
     if faults not in MIXES:
         raise UnknownName("choice of --faults", faults, MIXES)
     least, _, most = agents.partition("..")
     try:
-        setting = Setting(faults, int(least), int(most or least))
+        setting = Setting(faults, int(least), int(most or least), servers)
     except ValueError:
         raise UsageError(f"--agents {agents}: write a number, or two with two dots between, for example 3..5") from None
     if not 1 <= setting.fewest <= setting.most:
         raise UsageError(f"--agents {agents}: give at least 1, and the smaller number first")
+    if servers < 0:
+        raise UsageError(f"--servers {servers}: give 0 or more")
     return setting
 
 
@@ -164,7 +170,8 @@ they send, or without a word), started again, cut off, stopped and misled. In ev
 * members of a view that applied a step applied the same bits;
 * nobody gives its state to others who was not healed;
 * every sample is trained exactly once an epoch;
-* the final weights are within 1e-12 of those of one process that trains the same;
+* the final weights are within 1e-12 of those of one process that trains the same, where no codec loses anything and
+  they follow from who trained what between two agreements of all (`allreduce`, `local_sgd`, `diloco`, …);
 * the training ends soon after the faults do, where somebody lives who has the model.
 
 *Impossible*: nobody who lived had the model any more, too few were left to vote, or all had left. *Torn leaves*: agents

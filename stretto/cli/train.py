@@ -40,7 +40,7 @@ def train(
     checkpoint_every: float | None,
     **chosen: Any,
 ) -> None:
-    """Train WORKLOAD (digits, fashion-mnist, mnist or shakespeare) with several agents on this machine.
+    """Train WORKLOAD (digits, fashion-mnist, mnist, shakespeare or recommender) with several agents on this machine.
 
     Without --epochs, --seconds or --target it trains the workload's usual epochs; with several, the first to be
     reached ends it.
@@ -76,7 +76,7 @@ def summarise(console: Console, result: Result) -> None:
     """The result in a few lines."""
     equal = len(set(result.digests)) == 1
     console.print()
-    console.print(f"accuracy {output.percent(result.accuracy)}, loss {result.loss:.3f} on the test data")
+    console.print(f"accuracy {output.percent(result.accuracy)}, {_missed(result)} on the test data")
     console.print(
         f"{result.steps:,} steps, {result.samples:,} samples in {result.seconds:.1f} s ({result.speed:,.0f} a second); "
         f"waiting {output.percent(statistics.fmean(result.waiting) / result.seconds)} of it"
@@ -86,3 +86,11 @@ def summarise(console: Console, result: Result) -> None:
     console.print(f"an agent sent {output.megabytes(statistics.fmean(result.bytes_sent))} {counted}")
     held = f"digests of {len(result.digests)} agents equal: {result.digests[0]}"
     console.print(f"{result.proof}; {held if equal else 'the weights differ: ' + ', '.join(result.digests)}")
+
+
+def _missed(result: Result) -> str:
+    if result.rmse is None:
+        return f"loss {result.loss:.3f}"
+    if result.floor is None or result.ratio is None:
+        return f"RMSE {result.rmse:.4f}"
+    return f"RMSE {result.rmse:.4f}, {result.ratio:.4f} times the planted floor of {result.floor:.4f},"

@@ -5,7 +5,7 @@ all it can do is post, receive, sleep and run things together, and only a driver
 """
 
 from stretto.core.codec import Codec, Groups, State
-from stretto.core.epoch import UNNAMED, Epoch, Member
+from stretto.core.epoch import FIRST_SERVER, UNNAMED, Epoch, Member, called
 from stretto.core.exchange import Cell, Exchange, Mixing, Served
 from stretto.core.like import LayerRole, Like, Named
 from stretto.core.link import ANY, Link, Message, Native, Network, Payload
@@ -15,6 +15,7 @@ from stretto.core.topology import Graph, Role, Topology
 
 __all__ = [
     "ANY",
+    "FIRST_SERVER",
     "UNNAMED",
     "Beside",
     "Cell",
@@ -42,5 +43,6 @@ __all__ = [
     "State",
     "Strategy",
     "Topology",
+    "called",
     "mixed",
 ]

@@ -41,7 +41,7 @@ class Around:
         self.deaf = False
         self._left: dict[int, str] = {}
         seat = place.seat
-        nowhere = Epoch(0, (Member(0, seat.host, seat.pid, seat.addresses, seat.uid, seat.label),))
+        nowhere = Epoch(0, (Member(0, seat.host, seat.pid, seat.addresses, seat.uid, seat.label, True, seat.serves),))
         self._switchboard = Switchboard(
             self._loop,
             nowhere.members[0],
@@ -63,6 +63,8 @@ class Around:
         from stretto.links import c10d  # noqa: PLC0415  (torch.distributed is loaded where it is asked for)
 
         epoch = epoch_of(place.view)
+        if epoch.agents.size < epoch.size:
+            raise UsageError("link c10d has no place for servers; use link tcp, or run without servers")
         if place.seat.uid not in epoch.uids:
             raise UsageError(f"agent {place.seat.label} comes too late: link c10d takes no newcomers; use link tcp")
         rank = epoch.uids.index(place.seat.uid)
@@ -73,8 +75,8 @@ class Around:
         self._switchboard.close()
         self.mesh.close()
 
-    def link(self, exchange: int) -> Link:
-        return self.mesh.link(exchange)
+    def link(self, exchange: int, *, whole: bool = False) -> Link:
+        return self.mesh.link(exchange, whole=whole)
 
     def forget(self, exchange: int) -> None:
         self.mesh.forget(exchange)

@@ -8,11 +8,8 @@ import resource
 import select
 import signal
 import socket
-import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable
 from typing import Final, NoReturn
 
 import msgspec
@@ -20,7 +17,6 @@ import torch
 from torch import Tensor
 
 from stretto import state
-from stretto.courier.around import Around
 from stretto.courier.desk import Desk
 from stretto.courier.orders import (
     DTYPES,
@@ -55,21 +51,17 @@ from stretto.courier.orders import (
     read_order,
 )
 from stretto.courier.place import Place
+from stretto.courier.presence import LINGER, Presence
 from stretto.courier.sharing import Sharing
-from stretto.errors import PeerLost, Refused, StrettoError
+from stretto.errors import StrettoError
 from stretto.exchanges import agree
-from stretto.links.loop import Loop, Task
+from stretto.links.loop import Task
 from stretto.links.memory import Arena
 from stretto.links.mesh import EXCHANGE_BITS
-from stretto.membership import Runner, View
-from stretto.membership.stores import open_store
 from stretto.server.settlement import Spec
 from stretto.session import Closing, Order, Session
 from stretto.text import parse
-from stretto.trace import Trace
 
-_LINGER: Final = 1.0
-"""Seconds that a courier which leaves waits for its peers to leave too, and to have read everything."""
 _FAREWELL: Final = (1 << EXCHANGE_BITS) - 1
 
 
@@ -102,51 +94,26 @@ def _close_others(keep: set[int]) -> None:
 
 
 class _Errands:
-    """The courier's whole state: its loop and mesh, the memory it was shown, the session and the membership."""
+    """The courier's whole state: its presence in the run with a session, and the memory it was shown."""
 
     def __init__(self, place: Place, pair: socket.socket, trainer: int, desk: Desk) -> None:
-        self._place, self._pair, self._trainer = place, pair, trainer
-        self._label = place.seat.label
-        self._trace = Trace(place.trace, self._label)
-        self._loop = Loop()
+        self._pair, self._trainer = pair, trainer
         self._sharing = Sharing(desk)
-        self._around = Around(self._loop, place, self._sharing, self._trace.event)
-        self._session = Session(place.seat.uid, self._around, self)
-        self._runner = Runner(
-            place.seat,
-            place.secret,
-            view=place.view,
-            lead=place.lead,
-            head=place.head,
-            listener=place.control,
-            doors=place.doors,
-            min_agents=place.min_agents,
-            state=place.state,
+        self._presence = Presence(
+            place,
+            self._sharing,
+            lambda around: Session(place.seat.uid, around, self),
             trainer=trainer,
-            round=self._latest,
-            store=open_store(place.store, place.secret) if place.store else None,
-            freeze=self._in_loop(self._freeze),
-            hold=self._in_loop(self._session.hold),
-            install=self._in_loop(self._install),
-            out=self._in_loop(self._out),
-            deny=self._in_loop(self._deny),
-            say=self._say,
-            event=self._trace.event,
+            begun=self._latest,
         )
-        self._around.ear = self._runner
+        self._loop, self._around, self._session = self._presence.loop, self._presence.around, self._presence.session
         self._memory: list[Arena] = []
         self._recalled: Arena | None = None
-        self._leaving = self._finished = self._over = False
+        self._finished = False
 
     def run(self) -> None:
         self._loop.watch(self._pair.fileno(), select.EPOLLIN, self._hear_trainer)
-        if any(seat.uid == self._place.seat.uid for seat in self._place.view.seats):
-            self._session.install(self._place.view)
-        self._runner.start()
-        while not self._over:
-            self._loop.turn()
-        self._runner.close()
-        self._around.close()
+        self._presence.run()
 
     def _latest(self) -> int:
         """The latest round that the trainer has begun; asked in the membership's thread."""
@@ -169,37 +136,6 @@ class _Errands:
     def heal(self) -> None:
         self._answer(Heal())
 
-    # What the membership tells, in the loop's thread
-
-    def _in_loop(self, function: Callable[..., object]) -> Callable[..., None]:
-        return lambda *args: self._loop.call(lambda: function(*args))
-
-    def _freeze(self, number: int) -> None:
-        self._runner.frozen(number, self._session.freeze())
-
-    def _install(self, view: View) -> None:
-        if self._place.link == "c10d" and not self._leaving:
-            lost = PeerLost(
-                f"agent {self._label} cannot go on ({view.why}): link c10d loses all with one; use link tcp"
-            )
-            self._session.refuse(lost)
-            return
-        self._session.install(view)
-
-    def _out(self, why: str) -> None:
-        if self._leaving:
-            return
-        self._say(f"agent {self._label} is out: {why}; it comes back at its next step")
-        self._session.out()
-
-    def _deny(self, why: str) -> None:
-        if not self._leaving:
-            self._session.refuse(Refused(f"agent {self._label} is not let in: {why}"))
-            threading.Thread(target=self._runner.close, daemon=True).start()
-
-    def _say(self, text: str) -> None:
-        print(f"stretto: {text}", file=sys.stderr, flush=True)
-
     # What the trainer orders
 
     def _hear_trainer(self, _: int) -> None:
@@ -208,7 +144,7 @@ class _Errands:
         except ConnectionError:  # it ended with an answer unread
             raw = b""
         if not raw:
-            self._over = True
+            self._presence.over = True
             return
         order = read_order(raw)
         match order:
@@ -231,7 +167,7 @@ class _Errands:
                 )
             case Serve():
                 board = Arena.open(order.pid, order.fd, order.nbytes)
-                self._sharing.serve(board, order.rank, self._around.mesh.epoch.members)
+                self._sharing.serve(board, order.rank, self._around.mesh.epoch.agents.members)
             case Memory():
                 self._memory.append(Arena.open(self._trainer, order.fd, order.nbytes))
             case Hold() | Push() | Inquire():
@@ -314,26 +250,20 @@ class _Errands:
         self._loop.forget(self._pair.fileno())
         self._pair.close()
         await self._see_the_others_off()
-        self._leaving = self._around.deaf = True
-        self._runner.leave()
-        self._around.mesh.bye()
-        until = time.monotonic() + _LINGER
-        while time.monotonic() < until and self._around.mesh.totals().connections:
-            await self._loop.sleep(0.01)
-        self._over = True
+        await self._presence.leave()
 
     async def _see_the_others_off(self) -> None:
         """Who leaves is a member until all leave, or go on for a moment without asking for anything.
 
         If somebody dies meanwhile, we may be the one who has what the others lack.
         """
-        until = time.monotonic() + _LINGER
+        until = time.monotonic() + LINGER
         said: Task | None = None
         where = -1
         while time.monotonic() < until:
             epoch = self._around.mesh.epoch
             if self._session.frozen:
-                until = max(until, time.monotonic() + _LINGER)
+                until = max(until, time.monotonic() + LINGER)
             elif where != epoch.number:
                 where = epoch.number
                 said = self._loop.spawn(agree(self._around.link(_FAREWELL), "who leaves", ""))
@@ -345,4 +275,4 @@ class _Errands:
         try:
             self._pair.send(encode(answer))
         except OSError:
-            self._over = self._over or not self._finished
+            self._presence.over |= not self._finished

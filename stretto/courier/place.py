@@ -11,7 +11,7 @@ from stretto.membership.messages import Seat, View
 
 @dataclass(frozen=True)
 class Place:
-    """Where an agent stands when it has arrived. ``view`` may be one that it is not in: then it is a newcomer.
+    """Where a process stands when it has arrived. ``view`` may be one that it is not in: then it is a newcomer.
 
     ``lead`` is the control connection that it came by, with process ``head``; ``data`` and ``control`` listen. At
     ``doors`` newcomers look for the run, or in the ``store`` that decides on its views.
@@ -30,6 +30,11 @@ class Place:
     min_agents: int | None = None
     state: Path | None = None
     trace: Path | None = None
+
+    @property
+    def inside(self) -> bool:
+        """Is it in the view?"""
+        return any(seat.uid == self.seat.uid for seat in self.view.seats)
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:

@@ -117,7 +117,7 @@ class GroupMesh(Mesh):
             if self._lost:
                 break
             await self.loop.sleep(_WORD)
-        nobody = PeerLost(f"agent {self.label} was in an all-reduce when another agent left; Gloo says: {why}")
+        nobody = PeerLost(f"{self.name} was in an all-reduce when another agent left; Gloo says: {why}")
         done.complete(error=next(iter(self._lost.values()), nobody))
 
 

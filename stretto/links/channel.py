@@ -49,6 +49,7 @@ class StreamLink:
         self.mesh, self.number = mesh, number
         self.rank = self.size = 0
         self.hosts: tuple[int, ...] = ()
+        self._whole = False
         self.unsent = 0
         self._posted: dict[tuple[int, int], deque[Receipt]] = {}
         self._early: dict[tuple[int, int], deque[tuple[Message, int]]] = {}
@@ -61,7 +62,13 @@ class StreamLink:
 
     def attach(self) -> None:
         """We are in the epoch of this exchange: from now on it can be used, by ranks."""
-        self.rank, self.size, self.hosts = self.mesh.rank, self.mesh.size, self.mesh.hosts
+        self.rank, self.size = self.mesh.rank, self.mesh.size if self._whole else self.mesh.agents
+        self.hosts = self.mesh.hosts[: self.size]
+
+    def widen(self) -> None:
+        """It is an exchange of all members, servers too."""
+        self._whole = True
+        self.attach()
 
     @property
     def network(self) -> Network:
@@ -129,7 +136,7 @@ class StreamLink:
         if early is not None:
             self._hand_over(receipt, early)
             return receipt
-        lost = self.mesh.why_lost(src)
+        lost = self.mesh.why_lost(src, self.size)
         if lost is not None:
             receipt.complete(error=lost)
             return receipt
@@ -221,7 +228,7 @@ class StreamLink:
 
     def lose(self, src: int, error: PeerLost) -> None:
         """Fail what waits for ``src`` (or for anyone, when nobody is left), and forget what was to go there."""
-        nobody = self.mesh.why_lost(ANY) is not None
+        nobody = self.mesh.why_lost(ANY, self.size) is not None
         for key in [k for k in self._posted if k[0] == src or (nobody and k[0] == ANY)]:
             for receipt in self._posted.pop(key):
                 receipt.complete(error=error)

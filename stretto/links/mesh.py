@@ -65,13 +65,14 @@ class Mesh:
         """From now on links are of ``epoch``; those who are no members are left, and a broken pair may meet again."""
         self.epoch, self.rank = epoch, rank
         self.size, self.hosts, self.uids = epoch.size, epoch.hosts, epoch.uids
+        self.agents = epoch.agents.size
         self.ranks = {uid: r for r, uid in enumerate(self.uids)}
-        self.label = epoch.members[rank].label
+        self.name = epoch.members[rank].name
         self._closed_below = epoch.number << EXCHANGE_BITS
         for number in [n for n in self._links if n < self._closed_below]:
             del self._links[number]
         for uid in [u for u in self._peers if u not in self.ranks]:
-            self._drop(uid, PeerLost(f"agent {self.label} goes on without it"))
+            self._drop(uid, PeerLost(f"{self.name} goes on without it"))
         self._lost.clear()
         for number, link in self._links.items():
             if number >> EXCHANGE_BITS == epoch.number:
@@ -85,12 +86,17 @@ class Mesh:
         for peer in self._peers.values():
             peer.forget(self._closed_below)
 
-    def link(self, exchange: int) -> StreamLink:
-        """The link of an exchange of this epoch; a peer's messages may have made it before us."""
+    def link(self, exchange: int, *, whole: bool = False) -> StreamLink:
+        """The link of an exchange of this epoch; a peer's messages may have made it before us.
+
+        It is the agents', who come before the servers; ``whole``: of all members.
+        """
         number = self.epoch.number << EXCHANGE_BITS | exchange
         link = self._links.get(number)
         if link is None:
             link = self._make(number)
+        if whole:
+            link.widen()
         return link
 
     def channel(self, number: int) -> StreamLink | None:
@@ -130,7 +136,7 @@ class Mesh:
     def uid_of(self, peer: int) -> int:
         """The uid of rank ``peer``, which is another's."""
         if not 0 <= peer < self.size or peer == self.rank:
-            raise UsageError(f"agent {self.rank} cannot reach agent {peer}: the others are among 0 to {self.size - 1}")
+            raise UsageError(f"rank {self.rank} cannot reach rank {peer}: the others are among 0 to {self.size - 1}")
         return self.uids[peer]
 
     def _meet(self, uid: int) -> Peer:
@@ -148,10 +154,13 @@ class Mesh:
             return
         connection.open(sock)
 
-    def why_lost(self, uid: int) -> PeerLost | None:
-        if uid == ANY:
-            return next(iter(self._lost.values())) if len(self._lost) >= self.size - 1 > 0 else None
-        return self._lost.get(uid)
+    def why_lost(self, uid: int, among: int = 0) -> PeerLost | None:
+        """Why ``uid`` is lost, if it is; :data:`ANY`: all others of the first ``among`` ranks."""
+        if uid != ANY:
+            return self._lost.get(uid)
+        others = among - (self.rank < among)
+        lost = [error for error in self._lost.values() if error.peer < among]
+        return lost[0] if len(lost) >= others > 0 else None
 
     def meets(self, uid: int) -> bool:
         """Is there a connection to ``uid``, whose end would be noticed?"""
@@ -165,9 +174,9 @@ class Mesh:
             return
         rank = self.ranks.get(uid)
         if rank is None:
-            self._drop(uid, PeerLost(f"agent {self.label} lost a connection: {why}"))
+            self._drop(uid, PeerLost(f"{self.name} lost a connection: {why}"))
             return
-        error = PeerLost(f"agent {self.label} lost agent {self.epoch.members[rank].label}: {why}", rank)
+        error = PeerLost(f"{self.name} lost {self.epoch.members[rank].name}: {why}", rank)
         self._lost[uid] = error
         self._drop(uid, error)
         for channel in list(self._links.values()):
@@ -197,7 +206,7 @@ class Mesh:
     def part(self) -> None:
         """Drop every connection: the others have dropped theirs with us, and we may not have heard of it yet."""
         for uid in list(self._peers):
-            self._drop(uid, PeerLost(f"agent {self.label} was left out"))
+            self._drop(uid, PeerLost(f"{self.name} was left out"))
 
     def bye(self) -> None:
         """Tell the peers that this agent leaves on purpose, and send no more."""

@@ -25,6 +25,7 @@ from stretto.membership.dialling import reach
 from stretto.membership.effects import (
     Deny,
     Dial,
+    Dismiss,
     Drop,
     Effect,
     Freeze,
@@ -66,6 +67,7 @@ class Tell:
     out: Callable[[str], object] = _silent
     deny: Callable[[str], object] = _silent
     over: Callable[[], object] = _silent
+    dismiss: Callable[[], object] = _silent
     say: Callable[[str], object] = _silent
     event: Callable[..., object] = _silent
 
@@ -216,6 +218,8 @@ class Driver:
                 self._tell.deny(why)
             case Over():
                 self._tell.over()
+            case Dismiss():
+                self._tell.dismiss()
             case Say(text):
                 self._tell.say(text)
             case Suspected(_, label, what, why):
@@ -234,7 +238,7 @@ class Driver:
                 laggards, view = Laggards(), self._views.view
             if view.leader != self._views.me:
                 continue
-            labels = {seat.uid: seat.label for seat in view.seats}
+            labels = {seat.uid: seat.label for seat in view.agents}
             rounds = {uid: round for uid, round in self._control.rounds().items() if uid in labels}
             for late in laggards.observe(time.monotonic(), rounds):
                 self._tell.event("suspect", peer=labels[late.uid], what="slow", why=late.words)

@@ -102,9 +102,14 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """All members have left: nobody can enter any more."""
+    """All agents have left: nobody can enter any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dismiss:
+    """We serve, and all agents have left: go."""
 
 
 Effect: TypeAlias = (
-    Send | Dial | Knock | Drop | Freeze | Hold | Install | Out | Deny | Timer | Save | Suspected | Say | Over
+    Send | Dial | Knock | Drop | Freeze | Hold | Install | Out | Deny | Timer | Save | Suspected | Say | Over | Dismiss
 )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
+from stretto.core import FIRST_SERVER
 from stretto.errors import NetworkError, PeerLost, ProtocolError, UsageError
 from stretto.links.handshake import ANYONE
 from stretto.links.tls import make_certificate
@@ -73,6 +74,7 @@ def enter(
     control: Sequence[str],
     host: str,
     pid: int,
+    serves: bool = False,
     vote: Vote | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> Entry:
@@ -80,11 +82,12 @@ def enter(
 
     Args:
         address: one, or several with commas between them, tried in turn; or a store's, asked who is here.
-        rank: our label, or None for the lowest one that is free.
+        rank: our number among the agents, or the servers; None for the lowest one that is free.
         size: how many agents the first view is to have.
         addresses: where the other agents reach us for data, the most useful first.
         control: and for the control connections.
         host: names our machine (:func:`stretto.links.addresses.machine_id`).
+        serves: we hold parameters for the agents, and train nothing.
         vote: of the process that had our label before us (:func:`stretto.membership.keeping.kept`).
         say: told, in words, whom we wait for.
 
@@ -94,8 +97,8 @@ def enter(
         NetworkError: nobody answers there, for longer than any start takes.
         PeerLost: the coordinator went before all had come.
     """
-    label = UNNUMBERED if rank is None else rank
-    seat = Seat(new_uid(), label, host, pid, tuple(addresses), tuple(control))
+    label = UNNUMBERED if rank is None else rank + FIRST_SERVER * serves
+    seat = Seat(new_uid(), label, host, pid, tuple(addresses), tuple(control), serves=serves)
     return _Visitor(address, secret, Hello(seat, size, 0, vote), say).enter()
 
 
@@ -105,7 +108,7 @@ class _Visitor:
     def __init__(self, address: str, secret: str, hello: Hello, say: Callable[[str], object]) -> None:
         self._address, self._secret, self._hello, self._say = address, secret, hello, say
         self._door = Door(secret, hello.seat.uid, cache(make_certificate))
-        self._who = named(hello.seat.label)
+        self._who = named(hello.seat.label, serves=hello.seat.serves)
         self._places: list[str] = []
         self._begun = time.monotonic()
         self._speak_at = self._begun + _FIRST_WORD

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from stretto.membership.compose import following, listed, lowest_free, named
 from stretto.membership.effects import (
     Dial,
+    Dismiss,
     Knock,
     Over,
     Say,
@@ -25,6 +26,7 @@ from stretto.membership.messages import (
     Decide,
     Expect,
     Fence,
+    Finished,
     Hello,
     Leave,
     Message,
@@ -55,7 +57,8 @@ class Helm(Follower, ABC):
     def _wants_change(self) -> bool:
         """A change that has begun anywhere must end: some are frozen."""
         begun = self._highest > NO_BALLOT or bool(self._asked)
-        return begun or self.view.leader != self.me or not self._members.isdisjoint(self._suspected)
+        comes = any(seat.serves for seat in self._newcomers())
+        return begun or comes or self.view.leader != self.me or not self._members.isdisjoint(self._suspected)
 
     def _heard_as_head(self, uid: int, message: Message) -> None:
         match message:
@@ -105,7 +108,8 @@ class Helm(Follower, ABC):
         """Its label, and what that says about who had it before."""
         label = hello.seat.label
         if label == UNNUMBERED:
-            label = lowest_free({other.label for other in self._company() if other.uid != uid})
+            others = {other.label for other in self._company() if other.uid != uid}
+            label = lowest_free(others, serves=hello.seat.serves)
         self._known[uid] = replace(hello.seat, label=label)
         for other in self.view.seats:
             if other.label == label and other.uid != uid and other.uid not in self._suspected:
@@ -124,7 +128,7 @@ class Helm(Follower, ABC):
     def _turn_away(self, brought: str) -> None:
         """Newcomers that train something else."""
         for seat in self._newcomers():
-            if self._ready[seat.uid] != brought:
+            if self._ready[seat.uid] != brought and not seat.serves:
                 self._deny(
                     seat.uid,
                     f"{named(seat.label)} brings another model, optimizer or strategy than the run has: "
@@ -144,7 +148,7 @@ class Helm(Follower, ABC):
     def _send_expect(self) -> None:
         if self._expect_sent:
             return
-        if self._newcomers():
+        if any(not seat.serves for seat in self._newcomers()):
             self._expect_sent = True
             for uid in sorted(self._connected & self._members):
                 self._send(uid, Expect())
@@ -190,6 +194,18 @@ class Helm(Follower, ABC):
         if not self._over:
             self._over = True
             self._out.append(Over())
+        if self._agents <= self._left:
+            self._dismiss()
+        elif len(self._agents) < len(self._members):
+            self._arm(f"over {self.view.number}", GRACE)  # some agent may only be cut off
+
+    def _dismiss(self) -> None:
+        """Servers may go."""
+        for uid in sorted(self._members - self._agents - self._dismissed):
+            if uid == self.me:
+                self._out.append(Dismiss())
+            self._send(uid, Finished())
+            self._dismissed.add(uid)
 
     @property
     def _proposal_name(self) -> str:
@@ -272,8 +288,9 @@ class Helm(Follower, ABC):
 
     def _compose(self, proposal: Proposal) -> View | None:
         reports = {uid: r for uid, r in proposal.reports.items() if uid not in self._suspected}
-        if reports:
-            self._turn_away(next(iter(reports.values())).brought)
+        trained = self._agents & reports.keys()
+        if trained:
+            self._turn_away(reports[min(trained)].brought)
         founder = self.view.founder
         return following(
             self.view,
@@ -349,7 +366,7 @@ class Helm(Follower, ABC):
             view = proposal.view or bound(proposal.votes.values()) or self._compose(proposal)
             if view is not None:
                 self._out.append(
-                    Say(f"training goes on with {len(view.seats)} agents and without a majority, as asked")
+                    Say(f"training goes on with {len(view.agents)} agents and without a majority, as asked")
                 )
                 self._decide(view)
                 return
@@ -359,7 +376,7 @@ class Helm(Follower, ABC):
         self._arm(f"stuck {self._proposal_name}", self._stuck)
 
     def _may_go_on(self, proposal: Proposal) -> bool:
-        well = [uid for uid in proposal.reports if uid not in self._suspected]
+        well = self._agents & proposal.reports.keys() - self._suspected.keys()
         return self._min_agents is not None and len(well) >= self._min_agents and not self._unanswered(proposal)
 
     def _lament(self, proposal: Proposal) -> str:
@@ -368,10 +385,10 @@ class Helm(Follower, ABC):
             return f"training waits for {listed([self._label(uid) for uid in slow])} to say how far it came"
         here, need, voters = len(proposal.here), majority(self.view.voters), len(self.view.voters)
         if here >= need:
-            absent = [seat.label for seat in self.view.seats if seat.uid not in proposal.reports and seat.healed]
+            absent = [seat.label for seat in self.view.agents if seat.uid not in proposal.reports and seat.healed]
             return f"training waits for one of {listed(absent)}: nobody that is here has the model; start them again"
         absent = [self._label(uid) for uid in self.view.voters if uid not in proposal.here]
-        agents = max(1, len(proposal.reports))
+        agents = max(1, len(self._agents & proposal.reports.keys()))
         return (
             f"training waits for {listed(absent)}: {here} of {voters} votes are here, {need} are needed; "
             f"start them again, or use --min-agents {agents}"

@@ -11,30 +11,30 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from stretto.core import FIRST_SERVER
 from stretto.errors import ProtocolError
 
 LONGEST: Final = 1 << 23
 """Bytes of the longest message: a :class:`View` of some thousands of agents."""
 
-MOST_AGENTS: Final = 1 << 16
+MOST_AGENTS: Final = FIRST_SERVER
 _length = struct.Struct("!I")
 
 FOUNDER: Final = -1
-"""The label of a coordinator that is a process apart; UNNUMBERED agents get the lowest free label."""
+"""The label of a coordinator that is a process apart; who is UNNUMBERED gets the lowest free label."""
 UNNUMBERED: Final = -2
 STORE: Final = (1 << 31) - 1
 """The uid under which a store of views votes (:mod:`stretto.membership.stores`); no process has it."""
 MOST_BUCKETS: Final = 1 << 14
 
 Uid: TypeAlias = Annotated[int, Meta(ge=1, lt=1 << 31)]
-Label: TypeAlias = Annotated[int, Meta(ge=UNNUMBERED, lt=MOST_AGENTS)]
+Label: TypeAlias = Annotated[int, Meta(ge=UNNUMBERED, lt=2 * FIRST_SERVER)]
 Round: TypeAlias = Annotated[int, Meta(ge=0)]
-_Rank: TypeAlias = Annotated[int, Meta(ge=0, lt=MOST_AGENTS)]
 _Size: TypeAlias = Annotated[int, Meta(ge=1, le=MOST_AGENTS)]
 _Name: TypeAlias = Annotated[str, Meta(max_length=256)]
 _Text: TypeAlias = Annotated[str, Meta(max_length=4096)]
 _Addresses: TypeAlias = Annotated[tuple[_Name, ...], Meta(max_length=64)]
-_Ranks: TypeAlias = Annotated[tuple[_Rank, ...], Meta(max_length=MOST_AGENTS)]
+_Labels: TypeAlias = Annotated[tuple[Label, ...], Meta(max_length=2 * MOST_AGENTS)]
 
 
 class _Wire(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -44,8 +44,8 @@ class _Wire(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
 class Seat(_Wire, frozen=True, tag="seat"):
     """One process as the others know it. ``addresses`` are for data, ``control`` for what is said here.
 
-    ``uid`` names this life of it, ``label`` the agent's number in the launch (FOUNDER for a coordinator). ``healed``:
-    it has the model; a newcomer gets it first.
+    ``uid`` names this life of it, ``label`` its number in the launch (FOUNDER for a coordinator). ``healed``: it has
+    the model; a newcomer gets it first. One that ``serves`` is a server: it needs no model, and trains nothing.
     """
 
     uid: Uid
@@ -55,6 +55,7 @@ class Seat(_Wire, frozen=True, tag="seat"):
     addresses: _Addresses
     control: _Addresses
     healed: bool = True
+    serves: bool = False
 
 
 class Report(_Wire, frozen=True, tag="report"):
@@ -62,7 +63,7 @@ class Report(_Wire, frozen=True, tag="report"):
 
     ``begun``: its trainer is in that round; ``fence``: and it is the first since a batch was drawn. ``delay`` and
     ``rate``: the network as this epoch has agreed that it is (the next view has the first member's). ``since``: the
-    first round that it has any part in; a newcomer has no results of those before.
+    first round that it has any part in; a newcomer has no results of those before. A server has no rounds.
     """
 
     uid: Uid
@@ -78,7 +79,8 @@ class Report(_Wire, frozen=True, tag="report"):
 
 
 class View(_Wire, frozen=True, tag="view"):
-    """Who is in, by rank, from now on. ``voters`` decide on the next one; ``reports`` are the old members'.
+    """Who is in, by rank, from now on: agents, then servers. ``voters`` decide on the next one; ``reports`` are the
+    old members'.
 
     Newcomers (``healed`` is false) take part from round ``entry`` on. ``delay`` in s, ``rate`` in bytes/s. ``founder``:
     the coordinator, as long as it takes part.
@@ -94,6 +96,17 @@ class View(_Wire, frozen=True, tag="view"):
     delay: Annotated[float, Meta(ge=0)]
     rate: Annotated[float, Meta(gt=0)]
     founder: Seat | None = None
+
+    @property
+    def agents(self) -> tuple[Seat, ...]:
+        """Those who train, by rank."""
+        return tuple(seat for seat in self.seats if not seat.serves)
+
+    @property
+    def trained(self) -> tuple[Report, ...]:
+        """The reports of those who train."""
+        serving = {seat.uid for seat in self.seats if seat.serves}
+        return tuple(report for report in self.reports if report.uid not in serving)
 
 
 class Ballot(_Wire, frozen=True, tag="ballot", order=True):
@@ -127,9 +140,9 @@ class Hello(_Wire, frozen=True, tag="hello"):
 
 
 class Waiting(_Wire, frozen=True, tag="waiting"):
-    """Founder: these labels have not come yet (the highest free ones stand for agents without one)."""
+    """Founder: these labels have not come yet (the highest free ones stand for processes without one)."""
 
-    missing: _Ranks
+    missing: _Labels
 
 
 class Denied(_Wire, frozen=True, tag="denied"):
@@ -220,6 +233,10 @@ class Decide(_Wire, frozen=True, tag="decide"):
     view: View
 
 
+class Finished(_Wire, frozen=True, tag="finished"):
+    """All agents have left: nobody needs a server any more."""
+
+
 Message: TypeAlias = (
     Hello
     | Waiting
@@ -237,6 +254,7 @@ Message: TypeAlias = (
     | Propose
     | Accepted
     | Decide
+    | Finished
 )
 
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

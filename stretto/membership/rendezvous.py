@@ -30,7 +30,8 @@ class Coordinator:
         port: 0 for any that is free.
         network: what is known of the network between them; every agent is told the same.
         say: told, in words, who was refused or denied, and whom training waits for; called in the coordinator's thread.
-        min_agents: go on with as few when there is no majority.
+        servers: how many servers there will be at first, beside the agents; more may come at any time.
+        min_agents: go on with as few agents when there is no majority.
         event: ``event(kind, **fields)`` of a trace.
         store: has the only vote in place of the agents; it is closed with the coordinator.
 
@@ -47,6 +48,7 @@ class Coordinator:
         *,
         network: Network = UNKNOWN,
         say: Callable[[str], object] = lambda line: None,
+        servers: int = 0,
         min_agents: int | None = None,
         store: Store | None = None,
         event: Callable[..., object] = lambda kind, **fields: None,
@@ -64,7 +66,7 @@ class Coordinator:
         self.address = control[0]
         self._over = False
         seat = Seat(new_uid(), FOUNDER, places.machine_id(), os.getpid(), (), control)
-        views = Views.founder(seat, size, network, min_agents, store=store is not None)
+        views = Views.founder(seat, size, network, min_agents, servers=servers, store=store is not None)
         self._driver = Driver(
             views,
             Ways(secret, (listener,), store=store),
@@ -87,11 +89,11 @@ class Coordinator:
         self.close()
 
     def waiting_for(self) -> tuple[int, ...]:
-        """Agents that have not come yet; none once the first view has begun."""
+        """Labels that have not come yet; none once the first view has begun."""
         return self._driver.missing
 
     def present(self) -> int:
-        """Agents that are here now."""
+        """Agents and servers that are here now."""
         return self._driver.present
 
     def over(self) -> bool:

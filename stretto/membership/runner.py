@@ -34,6 +34,7 @@ class Runner:
         install: ``install(view)``: we are in this view now.
         out: ``out(why)``: the others went on without us; call :meth:`ready` at the next fence to come back.
         deny: ``deny(why)``: the run refuses us.
+        dismiss: we serve, and all agents have left.
         event: ``event(kind, **fields)`` of the trace.
     """
 
@@ -52,6 +53,7 @@ class Runner:
         deny: Callable[[str], object],
         say: Callable[[str], object],
         event: Callable[..., object],
+        dismiss: Callable[[], object] = lambda: None,
         head: int = 0,
         doors: Sequence[str] = (),
         min_agents: int | None = None,
@@ -66,7 +68,9 @@ class Runner:
         views = Views.agent(seat, view, head, vote=None if inside else vote, min_agents=min_agents)
         trains: Callable[[], str] = (lambda: process_state(trainer)) if trainer else (lambda: "R")
         ways = Ways(secret, (listener,), (head, lead), doors, state, trains, round, store)
-        tell = Tell(freeze=freeze, hold=hold, install=install, out=out, deny=deny, say=say, event=event)
+        tell = Tell(
+            freeze=freeze, hold=hold, install=install, out=out, deny=deny, dismiss=dismiss, say=say, event=event
+        )
         self._driver = Driver(views, ways, tell, "stretto-membership")
 
     def start(self) -> None:

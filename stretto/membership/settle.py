@@ -33,25 +33,39 @@ class Settlement:
 
 
 def settle(view: View, buckets: int = 0) -> Settlement | None:
-    """The settlement of ``view``; None where no old member has begun the lowest round: there is nothing to do.
+    """The settlement of ``view`` among its agents; None where none has begun the lowest round: there is nothing to do.
 
     Args:
         buckets: of the round, where one knows it. A report has none of a round that its trainer has not begun.
     """
-    if not view.reports:
+    reports = view.trained
+    if not reports:
         return None
-    lowest = min(report.round for report in view.reports)
-    concerned = [report for report in view.reports if report.since <= lowest]
+    lowest = min(report.round for report in reports)
+    concerned = [report for report in reports if report.since <= lowest]
     if not any(report.begun or report.round > lowest for report in concerned):
         return None
-    places = {seat.uid: rank for rank, seat in enumerate(view.seats)}
+    places = {seat.uid: rank for rank, seat in enumerate(view.agents)}
     old = {places[report.uid]: report for report in concerned}
     owners = _owners(old, lowest, buckets)
-    ranks = tuple(range(len(view.seats))) if lowest >= view.entry else tuple(sorted(old))
-    if all(owners) and any(report.round > lowest or report.done for report in concerned):
+    ranks = tuple(range(len(places))) if lowest >= view.entry else tuple(sorted(old))
+    if _whole(owners, concerned, lowest):
         lacking = tuple(tuple(rank for rank in ranks if rank not in owner) for owner in owners)
         return Settlement(lowest, True, tuple(min(owner) for owner in owners), lacking, ranks)
     return Settlement(lowest, False, (), (), ranks)
+
+
+def together(reports: Sequence[Report]) -> Sequence[Report]:
+    """Of old members, those that can go on in one view.
+
+    Where the lowest round is redone, whoever has come in after it cannot: it waits in a later one, or was given a state
+    in which this one ended otherwise, by some who are lost. It comes in again; but whoever has the model stays.
+    """
+    lowest = min((report.round for report in reports), default=0)
+    concerned = [report for report in reports if report.since <= lowest]
+    if len(concerned) == len(reports) or _whole(_owners(dict(enumerate(concerned)), lowest, 0), concerned, lowest):
+        return reports
+    return concerned if any(r.healed for r in concerned) else [r for r in reports if r.since > lowest]
 
 
 def admits(reports: Iterable[Report]) -> bool:
@@ -69,6 +83,11 @@ def admits(reports: Iterable[Report]) -> bool:
 def entry(reports: Iterable[Report]) -> int:
     """The round from which the new view's newcomers take part, and the new deal of samples holds."""
     return max((report.round for report in reports), default=0)
+
+
+def _whole(owners: Sequence[set[int]], concerned: Iterable[Report], lowest: int) -> bool:
+    """Is every bucket of round ``lowest`` somewhere?"""
+    return all(owners) and any(report.round > lowest or report.done for report in concerned)
 
 
 def _owners(reports: Mapping[int, Report], lowest: int, buckets: int) -> list[set[int]]:

@@ -93,6 +93,7 @@ class Standing:
         self._stuck = STUCK
         self._probed = 0
         self._over = False
+        self._dismissed: set[int] = set()
 
     @property
     def greeting(self) -> Hello:
@@ -169,12 +170,17 @@ class Standing:
         others = [self._known[uid] for uid in sorted(self._connected - self._members) if uid in self._known]
         return [*self.view.seats, *others]
 
+    @property
+    def _agents(self) -> set[int]:
+        return {seat.uid for seat in self.view.agents}
+
     def _is_over(self) -> bool:
-        here = self._members & (self._connected | {self.me}) - self._left
-        return bool(self._left & self._members) and not here
+        here = self._agents & (self._connected | {self.me}) - self._left
+        return bool(self._left & self._agents) and not here
 
     def _arrived(self, uid: int) -> None:
         self._connected.add(uid)
+        self._dismissed.discard(uid)
         self._suspected.pop(uid, None)
         self._alone = 0.0
 

@@ -21,6 +21,7 @@ from stretto.core import Network
 from stretto.membership.compose import first, nowhere
 from stretto.membership.effects import (
     Deny,
+    Dismiss,
     Effect,
     Save,
 )
@@ -31,6 +32,7 @@ from stretto.membership.messages import (
     Denied,
     Elsewhere,
     Expect,
+    Finished,
     Hello,
     Message,
     Prepare,
@@ -58,14 +60,21 @@ class Views(Helm):
 
     @classmethod
     def founder(
-        cls, seat: Seat, size: int, network: Network, min_agents: int | None = None, *, store: bool = False
+        cls,
+        seat: Seat,
+        size: int,
+        network: Network,
+        min_agents: int | None = None,
+        *,
+        servers: int = 0,
+        store: bool = False,
     ) -> Self:
-        """A coordinator that is a process apart: it calls the first view of ``size`` agents together.
+        """A coordinator that is a process apart: it calls the first view of ``size`` agents and ``servers`` together.
 
         ``store``: a store of views has the only vote; whoever drives us takes what is for :data:`STORE` there.
         """
         views = cls(seat, nowhere(seat, network, store=store), size, None, min_agents)
-        views._founding = Founding(size)
+        views._founding = Founding(size, servers)
         return views
 
     @classmethod
@@ -173,6 +182,8 @@ class Views(Helm):
                 self._on_elsewhere(message.leader)
             case Denied():
                 self._out.append(Deny(message.why))
+            case Finished():
+                self._out.append(Dismiss())
             case _:
                 self._heard_as_head(uid, message)
         return self._done()
@@ -235,6 +246,8 @@ class Views(Helm):
                     self._suspect(uid, "it did not come", "cut")
             case "left" if what == str(self.view.number):
                 self._miss_who_left()
+            case "over" if self._at_helm and self._is_over():
+                self._dismiss()
             case "guest":
                 self._see_off(int(what))
             case "again":
@@ -248,7 +261,7 @@ class Views(Helm):
         return self._done()
 
     def present(self) -> int:
-        """Agents that are here now."""
+        """Agents and servers that are here now."""
         if self._founding is not None:
             return len(self._founding.here)
         return len(self._members & (self._connected | {self.me}))
@@ -280,10 +293,10 @@ class Views(Helm):
         self._following = self.me
         for uid, hello in list(self._guests.items()):
             self._welcome(uid, hello)
-        if self._proposal is not None:
-            self._advance(self._proposal)
-        elif self._is_over():
+        if self._is_over():
             self._end()
+        elif self._proposal is not None:
+            self._advance(self._proposal)
         elif self._missing():
             self._arm(f"patience {self.view.number}", PATIENCE)
         elif self._wants_change() and not self._backing_off:
@@ -298,7 +311,7 @@ class Views(Helm):
                 self._deny(uid, why)
                 continue
             founding.here[uid] = hello.seat
-            if len(founding.here) < founding.size:
+            if founding.missing():
                 self._send(uid, Waiting(founding.missing()))
         self._guests.clear()
         everybody = founding.complete()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,12 @@ from stretto.server.messages import (
 )
 from stretto.server.space import Slot
 from stretto.server.value import Server
+
+
+_SLOWER: Final = 0.9
+_QUICKER: Final = 1.02
+_LEAST: Final = 1 / 64
+"""How the size of the batches of a slow agent follows its place among the others."""
 
 
 class Memory(Protocol):
@@ -80,7 +86,8 @@ class Client:
         self._me, self._slots, self._server, self._codec, self._cells = me, slots, server, codec, cells
         self._memory, self._ended = memory, ended
         self._ask: Ask | None = None
-        self._clock = self._seen = 0
+        self._clock = self._seen = self._fastest = 0
+        self._pace = 1.0
         self._counted = server.staleness == 0
         self._have = [-1] * len(slots)
         self._pulled: list[State] = [None] * len(slots)
@@ -134,7 +141,8 @@ class Client:
             terms: how many; whether we cannot push what we have without; whether we ask ahead, and will not wait.
             wish: all are to stop at a fence; ``fences``: that we have stopped at.
         """
-        more = torch.tensor(terms, dtype=torch.float64)
+        self._keep_pace()
+        more = torch.tensor([max(1.0, terms[0] * self._pace), *terms[1:]], dtype=torch.float64)
         self._sample(number, Request(LEASE, self._me, self._clock + 1, fences, float(wish), self._lease, more), ())
 
     def read(self, number: int) -> None:
@@ -183,13 +191,13 @@ class Client:
         due = self._values
         if due is None or slot not in due.open:
             raise ProtocolError(f"slot {slot} answers what was not asked; this is a bug, please report it")
-        kind, version, slowest = (int(x) for x in payload[0].tolist())
+        kind, version, slowest, fastest = (int(x) for x in payload[0].tolist())
         if kind == COPIED:
             self.kept[slot] = payload[1].clone()
         else:
             self._take(self._slots[slot], kind, payload[1:])
             self._have[slot] = version
-        self._seen = max(self._seen, slowest)
+        self._seen, self._fastest = max(self._seen, slowest), max(self._fastest, fastest)
         due.open.remove(slot)
         self._close()
 
@@ -222,6 +230,14 @@ class Client:
             self._lease = int(about[2]) if about.numel() > 2 else -1
             self._count(True)
         self._ended(number, about)
+
+    def _keep_pace(self) -> None:
+        """Who is as far behind as the bound allows trains less at a time: else all would go at its pace for ever."""
+        bound = self._server.staleness
+        if bound and self._fastest - self._clock >= bound:
+            self._pace = max(_LEAST, self._pace * _SLOWER)
+        elif bound and self._clock >= self._fastest:
+            self._pace = min(1.0, self._pace * _QUICKER)
 
     # What is sent
 

@@ -147,7 +147,7 @@ class Leases:
         """These are here now (uids by rank). What was leased to others is free again."""
         out = tuple(held.among(members) for held in self._now.out)
         self._now = replace(self._now, members=members, out=out)
-        self._close()
+        self._close(out)
         self._stand(self._now)
 
     def lease(self, uid: int, clock: int = 0, batch_size: int = 0) -> Lease | None:
@@ -158,7 +158,7 @@ class Leases:
             batch_size: how many; 0: as many as were said at the beginning. (Static: always.)
 
         Raises:
-            Disagreement: it is no member, or others are at a later step.
+            Disagreement: it is no member, or the step is over.
         """
         if uid not in self._now.members:
             raise Disagreement(f"agent {uid} is not one of {list(self._now.members)}, who train: join anew")
@@ -186,12 +186,13 @@ class Leases:
 
     def commit(self, uid: int, number: int) -> bool:
         """The agent has trained that lease; False: it is not out to it. It is committed, or went back."""
-        now = self._now
-        if not any(held.number == number and uid in held.waiting for held in now.out):
+        held = next((held for held in self._now.out if held.number == number), None)
+        if held is None or uid not in held.waiting:
             return False
-        out = tuple(held.by(uid) if held.number == number else held for held in now.out)
-        self._now = replace(now, out=out)
-        self._close()
+        after = held.by(uid)
+        out = tuple(after if other is held else other for other in self._now.out)
+        self._now = replace(self._now, out=out)
+        self._close(out if self._static else (after,))
         return True
 
     def give_back(self, uid: int, number: int) -> None:
@@ -209,15 +210,12 @@ class Leases:
         self._stand(replace(now, out=tuple(replace(held, done=()) for held in now.out)))
 
     def _step(self, clock: int) -> Held | None:
-        latest = self._now.out[-1].clock if self._now.out else self._now.last[1].clock if self._now.last else 0
-        if clock > latest:
-            return self._deal(self._now.members, self._now.batch_size, clock)
         held = next((held for held in self._now.out if held.clock == clock), None)
-        if held is None:
-            raise Disagreement(
-                f"step {clock} is asked for, and others are at step {latest}: do all take the same steps?"
-            )
-        return held
+        if held is not None:
+            return held
+        if self._now.last is not None and clock <= self._now.last[1].clock:
+            raise Disagreement(f"step {clock} is asked for, and is over: do all take the same steps?")
+        return self._deal(self._now.members, self._now.batch_size, clock)
 
     def _deal(self, members: tuple[int, ...], batch_size: int, clock: int = 0) -> Held | None:
         """The next step, now out to these."""
@@ -229,7 +227,8 @@ class Leases:
             dealt = Deal(dealt.epoch, dealt.batch(0), (1,), batch_size)
         held = Held(now.issued + 1, dealt, members, clock)
         self._ahead = self._ahead.commit(dealt, 0)
-        self._now = replace(now, out=(*now.out, held), issued=held.number)
+        out = tuple(sorted((*now.out, held), key=lambda held: held.clock))  # all who had an earlier one may be gone
+        self._now = replace(now, out=out, issued=held.number)
         return held
 
     def _lease(self, held: Held, uid: int) -> Lease:
@@ -245,9 +244,9 @@ class Leases:
         """Samples in a lease, in the mean of an epoch: so all samples weigh the same, and an epoch's leases 1 each."""
         return self._samples / Deal(0, ((0, self._samples),), (1,), batch_size).steps
 
-    def _close(self) -> None:
-        """What nobody is to commit any more is committed, by those who have; static steps one after the other."""
-        for held in self._now.out:
+    def _close(self, out: tuple[Held, ...]) -> None:
+        """What of this nobody is to commit any more is committed, by those who have; static steps one by one."""
+        for held in out:
             if held.waiting:
                 if self._static:
                     return

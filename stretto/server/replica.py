@@ -104,7 +104,7 @@ class Replica:
             return
         if request.kind == COPY:
             shard = self.stock.shard
-            payload = (numbers(COPIED, shard.version, shard.slowest), state.packed(self.stock.state()))
+            payload = (numbers(COPIED, shard.version, shard.slowest, shard.fastest), state.packed(self.stock.state()))
             self._send(self._ranks[request.uid], payload, ANSWER)
             return
         text = msgspec.json.encode(self.stock.ledger)
@@ -113,7 +113,7 @@ class Replica:
     def _answer(self, request: Request) -> None:
         """Give it the values: as few bytes as that takes."""
         shard, uid = self.stock.shard, request.uid
-        about = (shard.version, shard.slowest)
+        about = (shard.version, shard.slowest, shard.fastest)
         payload: Payload
         if request.have == shard.version:
             payload = (numbers(SAME, *about),)

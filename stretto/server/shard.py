@@ -8,7 +8,8 @@ its agent's clock, by which a repeat is known, and the version of the values tha
   taken with Σ weight g / n, summed in the order of members: the bits do not depend on who came first. What the step
   changes is kept, for a death may show that it was not everywhere: then it is taken back (:meth:`Shard.settle`).
 * Else a push is applied when it comes, as 1/n of a step: its learning rate is lr · weight / n, so n agents together
-  move as one step of them all. One without weight moves nothing. How many others came between is its staleness, tau.
+  move as one step of them all. (Of a table it is the gradient that is scaled: rows are touched by few, and with an
+  optimizer that divides by the gradients' size each makes the step that it would make with all of them.) One without weight moves nothing. How many others came between is its staleness, tau.
 
 Whether an agent may go on is another question (:meth:`Shard.may`), asked when it is to be answered: with staleness k,
 when nobody who is active is more than k clocks behind.
@@ -123,6 +124,11 @@ class Shard:
         self.clocks[uid] = max(self.clocks[uid], clock)
 
     @property
+    def fastest(self) -> int:
+        """The greatest clock of all members."""
+        return max(self.clocks.values(), default=0)
+
+    @property
     def slowest(self) -> int:
         """The least clock of the active members; where none is active, the greatest of all."""
         active = [clock for uid, clock in self.clocks.items() if uid not in self._paused]
@@ -210,7 +216,9 @@ class Shard:
         scale = push.weight / len(self.members) / (1 + tau if self.server.damped else 1)
         if self.server.compensate:
             update = self._sent.compensated(push.uid, update, self._rows)
-        if scale:
+        if scale and isinstance(update, Rows):
+            self._stepper.step(Rows(update.rows, update.values * scale), push.hyper, 1.0)
+        elif scale:
             self._stepper.step(update, push.hyper, scale)
         self._came(push)
         self._stepped(update)

@@ -2,8 +2,22 @@
 
 from stretto.session.lanes import Layout
 from stretto.session.rounds import AGREED, SETTLE, Closing, Direct, Order
+from stretto.session.server import ServerSession
 from stretto.session.session import Session
-from stretto.session.surroundings import Surroundings, Trainer
+from stretto.session.surroundings import Attendant, Surroundings, Trainer
 from stretto.session.views import epoch_of
 
-__all__ = ["AGREED", "SETTLE", "Closing", "Direct", "Layout", "Order", "Session", "Surroundings", "Trainer", "epoch_of"]
+__all__ = [
+    "AGREED",
+    "SETTLE",
+    "Attendant",
+    "Closing",
+    "Direct",
+    "Layout",
+    "Order",
+    "ServerSession",
+    "Session",
+    "Surroundings",
+    "Trainer",
+    "epoch_of",
+]

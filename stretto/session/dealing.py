@@ -24,7 +24,7 @@ class Dealing:
 
     def begin(self, view: View) -> None:
         """The run begins with ``view``."""
-        self._dealt = self._to_deal = (views.epoch_of(view).uids,)
+        self._dealt = self._to_deal = (views.epoch_of(view).agents.uids,)
 
     def move(self, view: View) -> None:
         """We go on in ``view``, from its entry on."""
@@ -49,6 +49,6 @@ class Dealing:
         self._moves = [(last, view) for last, view in self._moves if last > r.number]
         if not moved:
             return Closing(r.number, parts.contributors, whole)
-        epoch = views.epoch_of(moved[-1])
+        epoch = views.epoch_of(moved[-1]).agents
         self._to_deal = (epoch.uids,) if r.fence else (*self._to_deal, epoch.uids)
         return Closing(r.number, parts.contributors, whole, epoch, epoch.uids.index(self._me))

@@ -27,7 +27,7 @@ from stretto.session.held import Held, Parts
 from stretto.session.lanes import Layout
 from stretto.session.metered import Meter
 from stretto.session.rounds import Cancel, Closing, settle_number, slot_number
-from stretto.session.surroundings import Surroundings, Trainer
+from stretto.session.surroundings import Orderer, Surroundings
 
 _NOTHING: Final = 20
 """A tag by which nothing comes."""
@@ -40,7 +40,7 @@ class Serving:
         self,
         me: int,
         around: Surroundings,
-        trainer: Trainer,
+        trainer: Orderer,
         meter: Meter,
         refuse: Callable[[StrettoError], None],
         *,
@@ -165,7 +165,7 @@ class Serving:
             return
         copies = {number: (stock.version, self._places[number]) for number, stock in self._stocks.items()}
         report = Report(self._me, self._serves, self._held.spec if self._held is not None else None, copies)
-        link = self._around.link(settle_number())
+        link = self._meeting()
         self._run(settle(link, report, lambda spec: Held(spec, self._meter).terms), self._settled)
 
     def _settled(self, plan: Plan) -> None:
@@ -303,7 +303,11 @@ class Serving:
                 if self._client is not None and self._client.waits:
                     self._around.missed(peer)
 
-        self._running.append(self._around.spawn(_receive(self._around.link(settle_number()), peer, _NOTHING), ended))
+        self._running.append(self._around.spawn(_receive(self._meeting(), peer, _NOTHING), ended))
+
+    def _meeting(self) -> Link:
+        """Of all members of this epoch."""
+        return self._around.link(settle_number(), whole=True)
 
     def _ended(self, number: int, about: Tensor | None) -> None:
         x = self._told.pop(number, None)
@@ -314,7 +318,7 @@ class Serving:
         self._trainer.done(number, None)
 
     def _link(self, number: int) -> Link:
-        return self._around.link(slot_number(number))
+        return self._around.link(slot_number(number), whole=True)
 
     def _run(self, work: Coroutine[Any, Any, Any], then: Callable[[Any], None] = lambda value: None) -> None:
         def ended(value: Any, error: BaseException | None) -> None:

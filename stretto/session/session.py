@@ -248,7 +248,7 @@ class Session:
         self._around.enter(epoch, rank)
         self._carrier.assume(Network(view.delay, view.rate))
         settlement = settle(view) if stays else None
-        place = Place(epoch.number, rank, epoch.hosts)
+        place = Place(epoch.number, rank, epoch.agents.hosts)
         self._carrier.enter(place, redone(settlement, self._round))
         self._mixer.enter(place, view.entry)
         self._serving.enter(epoch, rank)
@@ -261,7 +261,7 @@ class Session:
         else:
             self._carrier.forget()
             self._enter_late(view)
-        self._around.event("view", number=view.number, labels=epoch.labels, rank=rank, entry=view.entry, why=view.why)
+        self._around.event("view", **views.told(view), rank=rank)
         self._go_on()
 
     def out(self) -> None:

@@ -1,4 +1,4 @@
-"""What a session is given, and whom it serves: both are real in a courier, and simulated in a simulated agent."""
+"""What a session is given, and whom it serves: real in a courier, and simulated in a simulated process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stretto.core import Epoch, Link, Network
 from stretto.errors import StrettoError
-from stretto.membership.messages import Report
+from stretto.membership.messages import Report, View
 from stretto.session.rounds import Cancel, Closing, Direct
 
 Ended = Callable[[Any, BaseException | None], None]
@@ -18,7 +18,10 @@ Ended = Callable[[Any, BaseException | None], None]
 class Surroundings(Protocol):
     """What a session is given: links of the epoch it is in, somebody who runs coroutines, and the membership's ear."""
 
-    def link(self, exchange: int) -> Link: ...
+    def link(self, exchange: int, *, whole: bool = False) -> Link:
+        """Of the epoch's agents, who do not see that there are servers; ``whole``: of all its members."""
+        ...
+
     def forget(self, exchange: int) -> None: ...
     def spawn(self, coroutine: Coroutine[Any, Any, Any], ended: Ended) -> Cancel: ...
     def enter(self, epoch: Epoch, rank: int) -> None: ...
@@ -56,7 +59,7 @@ class Surroundings(Protocol):
         ...
 
 
-class Trainer(Protocol):
+class Orderer(Protocol):
     """The other side of the orders."""
 
     def done(self, number: int, closing: Closing | None) -> None:
@@ -64,6 +67,11 @@ class Trainer(Protocol):
         ...
 
     def failed(self, number: int, error: StrettoError) -> None: ...
+
+
+class Trainer(Orderer, Protocol):
+    """One that trains, and may give, or be given, a state."""
+
     def donate(self) -> None:
         """Take a snapshot of your state, now that you wait; then call :meth:`Session.donated`."""
         ...
@@ -75,3 +83,13 @@ class Trainer(Protocol):
     def heal(self) -> None:
         """That memory holds the state: take it over, then call :meth:`Session.healed`."""
         ...
+
+
+class Attendant(Protocol):
+    """What the membership asks of a session, an agent's or a server's."""
+
+    def install(self, view: View) -> None: ...
+    def freeze(self) -> Report: ...
+    def hold(self) -> None: ...
+    def out(self) -> None: ...
+    def refuse(self, error: StrettoError) -> None: ...

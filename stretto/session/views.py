@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from stretto.core import Epoch, Member
+from stretto.core import FIRST_SERVER, Epoch, Member
 from stretto.membership.messages import View
 from stretto.session.rounds import Parts
 
@@ -13,11 +13,21 @@ FIRST: Final = 1
 
 
 def epoch_of(view: View) -> Epoch:
-    """The epoch that a view begins."""
+    """The epoch that a view begins, of all its members; trainers are told of its ``agents``."""
     return Epoch(
         view.number,
-        tuple(Member(rank, s.host, s.pid, s.addresses, s.uid, s.label, s.healed) for rank, s in enumerate(view.seats)),
+        tuple(
+            Member(rank, s.host, s.pid, s.addresses, s.uid, s.label, s.healed, s.serves)
+            for rank, s in enumerate(view.seats)
+        ),
     )
+
+
+def told(view: View) -> dict[str, Any]:
+    """What the trace is told of a view that was entered."""
+    servers = [seat.label - FIRST_SERVER for seat in view.seats if seat.serves]
+    labels = [seat.label for seat in view.agents]
+    return {"number": view.number, "labels": labels, "servers": servers, "entry": view.entry, "why": view.why}
 
 
 def rank_in(view: View, uid: int) -> int | None:
@@ -34,14 +44,14 @@ def entry_of(view: View, uid: int) -> int:
 
 def parts(view: View, number: int) -> Parts:
     """Who has a part of its own in round ``number``, of all who take part."""
-    return Parts(tuple(s.uid for s in view.seats if entry_of(view, s.uid) < number), len(view.seats))
+    return Parts(tuple(s.uid for s in view.agents if entry_of(view, s.uid) < number), len(view.agents))
 
 
 def newcomers(view: View, number: int) -> list[int]:
     """Ranks that get the state as it was before round ``number``."""
-    return [r for r, seat in enumerate(view.seats) if not seat.healed and entry_of(view, seat.uid) == number]
+    return [r for r, seat in enumerate(view.agents) if not seat.healed and entry_of(view, seat.uid) == number]
 
 
 def donors(view: View, rank: int) -> list[int]:
     """Ranks that have the state, for ``rank``, which has not."""
-    return [r for r, seat in enumerate(view.seats) if seat.healed and r != rank]
+    return [r for r, seat in enumerate(view.agents) if seat.healed and r != rank]

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+from stretto.core import FIRST_SERVER
 from stretto.errors import UnknownName
 from stretto.membership.messages import FOUNDER
 
@@ -36,7 +37,7 @@ WORDS: Final[dict[Kind, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``who``: labels. ``seconds``: how long it lasts; ``pieces``: how many an agent sends before it falls."""
+    """``who``: labels, of agents or servers. ``seconds``: how long it lasts; ``pieces``: how many an agent sends before it falls."""
 
     at: float
     kind: Kind
@@ -46,11 +47,17 @@ class Fault:
 
     def __str__(self) -> str:
         lasting = f" for {self.seconds:.2f} s" if self.seconds else f" {self.pieces}" if self.pieces else ""
-        return f"{self.at:7.3f} {self.kind} {' '.join(map(str, self.who))}{lasting}: {WORDS[self.kind]}"
+        return f"{self.at:7.3f} {self.kind} {' '.join(map(_short, self.who))}{lasting}: {WORDS[self.kind]}"
 
 
-def draw(rng: random.Random, mix: str, agents: int, span: float) -> tuple[Fault, ...]:
+def _short(label: int) -> str:
+    return str(label) if label < FIRST_SERVER else f"s{label - FIRST_SERVER}"
+
+
+def draw(rng: random.Random, mix: str, agents: int, span: float, servers: int = 0) -> tuple[Fault, ...]:
     """Up to nine faults in the first ``span`` seconds or so, many of them shortly after another one.
+
+    They strike agents and servers alike; but servers do not leave.
 
     Raises:
         UnknownName: no such mix.
@@ -58,31 +65,34 @@ def draw(rng: random.Random, mix: str, agents: int, span: float) -> tuple[Fault,
     if mix not in MIXES:
         raise UnknownName("mix of faults", mix, MIXES)
     kinds, faults, last = MIXES[mix], [], 0.3
+    labels = [*range(agents), *range(FIRST_SERVER, FIRST_SERVER + servers)]
     for _ in range(rng.randint(1, 9) if kinds else 0):
         at = rng.choice(
             (rng.uniform(0, span), rng.uniform(0, span), last + rng.expovariate(4), last + 3 * rng.random())
         )
-        fault = _draw(rng, rng.choice(kinds), at, agents)
+        fault = _draw(rng, rng.choice(kinds), at, agents, labels)
         if fault is not None:
             faults.append(fault)
             last = at
     return tuple(sorted(faults, key=lambda fault: fault.at))
 
 
-def _draw(rng: random.Random, kind: Kind, at: float, agents: int) -> Fault | None:
-    everybody = [FOUNDER, *range(agents)]
+def _draw(rng: random.Random, kind: Kind, at: float, agents: int, labels: list[int]) -> Fault | None:
+    everybody = [FOUNDER, *labels]
     match kind:
         case "fall":
-            return Fault(at, kind, (rng.randrange(agents),), pieces=rng.randint(1, 40))
+            return Fault(at, kind, (rng.choice(labels),), pieces=rng.randint(1, 40))
         case "kill" | "power" | "stop":
             lasting = rng.choice((0.5, 3.0, 8.0)) * (1 + rng.random()) if kind == "stop" else 0.0
             return Fault(at, kind, (rng.choice(everybody),), lasting)
-        case "restart" | "leave":
+        case "restart":
+            return Fault(at, kind, (rng.choice(labels),))
+        case "leave":
             return Fault(at, kind, (rng.randrange(agents),))
         case "cut":
-            side = tuple(rng.sample(everybody, rng.randint(1, agents)))
+            side = tuple(rng.sample(everybody, rng.randint(1, len(labels))))
             return Fault(at, kind, side, rng.choice((0.5, 3.0, 8.0)) * (1 + rng.random()))
         case "snap":
             return Fault(at, kind, tuple(rng.sample(everybody, 2)))
         case _:
-            return Fault(at, kind, tuple(rng.sample(range(agents), 2))) if agents > 1 else None
+            return Fault(at, kind, tuple(rng.sample(labels, 2))) if len(labels) > 1 else None

@@ -9,8 +9,8 @@ from stretto.simulate.clock import Clock
 from stretto.simulate.lines import SILENCE, Line
 
 if TYPE_CHECKING:
-    from stretto.simulate.agent import Agent
     from stretto.simulate.port import Frame
+    from stretto.simulate.process import Process
     from stretto.simulate.world import World
 
 _KNOCKS: Final = 0.5
@@ -27,14 +27,14 @@ class Control:
 
     # The way in
 
-    def enter(self, agent: Agent) -> None:
+    def enter(self, agent: Process) -> None:
         """As :func:`stretto.membership.entry.enter` does: ask at one address after another."""
         if agent.views is None:
             if not any(agent.uid in pair for pair in self._lines):
                 self.knock(agent)
             self._world.clock.after(_KNOCKS, agent, lambda: self.enter(agent))
 
-    def knock(self, agent: Agent) -> None:
+    def knock(self, agent: Process) -> None:
         places = [
             other.uid for other in self._world.agents if other.alive and other.views is not None and other is not agent
         ]
@@ -44,7 +44,7 @@ class Control:
 
     # Connections
 
-    def connect(self, agent: Agent, uid: int) -> None:
+    def connect(self, agent: Process, uid: int) -> None:
         """Dial; it takes a moment, and silence longer."""
         world = self._world
 
@@ -61,7 +61,7 @@ class Control:
 
         world.clock.after(world.net.delay(), agent, arrive)
 
-    def _replace(self, agent: Agent, other: Agent) -> Line:
+    def _replace(self, agent: Process, other: Process) -> Line:
         pair = frozenset((agent.uid, other.uid))
         old = self._lines.get(pair)
         if old is not None:
@@ -70,28 +70,28 @@ class Control:
         line = self._lines[pair] = Line(self._world.net, self, agent, other)
         return line
 
-    def _failed(self, agent: Agent, uid: int) -> None:
+    def _failed(self, agent: Process, uid: int) -> None:
         if frozenset((agent.uid, uid)) not in self._lines:
             agent.happen("lost", uid, "it does not answer")
 
     def between(self, a: int, b: int) -> Line | None:
         return self._lines.get(frozenset((a, b)))
 
-    def send(self, agent: Agent, uid: int, message: Message) -> None:
+    def send(self, agent: Process, uid: int, message: Message) -> None:
         line = self.between(agent.uid, uid)
         if line is not None:
             line.say(agent.uid, message)
             if self._world.random.random() < _TWICE:
                 line.say(agent.uid, message)
 
-    def hang_up(self, agent: Agent, uid: int) -> None:
+    def hang_up(self, agent: Process, uid: int) -> None:
         line = self._lines.pop(frozenset((agent.uid, uid)), None)
         if line is not None:
             line.close(agent.uid)
 
     # What comes out of them
 
-    def heard(self, line: Line, at: Agent, item: Hello | Message) -> None:
+    def heard(self, line: Line, at: Process, item: Hello | Message) -> None:
         uid = line.other(at.uid)
         if at.views is None:
             self._answered(at, uid, item)
@@ -102,7 +102,7 @@ class Control:
                 self._world.promises.leavers.add(uid)
             at.happen("heard", uid, item)
 
-    def _answered(self, agent: Agent, uid: int, message: Message) -> None:
+    def _answered(self, agent: Process, uid: int, message: Message) -> None:
         match message:
             case Decide(view):
                 agent.enter_run(view, uid)
@@ -114,7 +114,7 @@ class Control:
             case _:
                 pass
 
-    def ended(self, line: Line, at: Agent) -> None:
+    def ended(self, line: Line, at: Process) -> None:
         pair, uid = frozenset(line.uids), line.other(at.uid)
         if self._lines.get(pair) is line:
             del self._lines[pair]
@@ -150,10 +150,10 @@ class Data:
         self.nbytes += nbytes
         self._world.sent(self._world.by_uid[uid])
 
-    def heard(self, line: Line, at: Agent, item: Frame) -> None:
+    def heard(self, line: Line, at: Process, item: Frame) -> None:
         at.port.heard(line, line.other(at.uid), item)
 
-    def ended(self, line: Line, at: Agent) -> None:
+    def ended(self, line: Line, at: Process) -> None:
         uid = line.other(at.uid)
         left = uid in self._world.promises.leavers
         at.port.ended(line, uid, "it finished and left" if left else "its connection closed")

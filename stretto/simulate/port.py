@@ -74,6 +74,7 @@ class PortLink:
         self._port, self._number = port, number
         self.rank = self.size = 0
         self.hosts: tuple[int, ...] = ()
+        self._whole = False
         self._posted: dict[tuple[int, int], deque[Receipt]] = {}
         self._early: dict[tuple[int, int], deque[Payload]] = {}
         self._unsent = 0
@@ -81,8 +82,13 @@ class PortLink:
 
     def attach(self) -> None:
         """We are in the epoch of this exchange."""
-        epoch = self._port.epoch
+        epoch = self._port.epoch if self._whole else self._port.epoch.agents
         self.rank, self.size, self.hosts = self._port.rank, epoch.size, epoch.hosts
+
+    def widen(self) -> None:
+        """It is an exchange of all members, servers too."""
+        self._whole = True
+        self.attach()
 
     @property
     def network(self) -> Network:
@@ -109,7 +115,7 @@ class PortLink:
             if not early:
                 del self._early[key]
             return receipt
-        lost = self._port.why_lost(uid)
+        lost = self._port.why_lost(uid, self.size)
         if lost is not None:
             receipt.complete(error=lost)
             return receipt
@@ -130,7 +136,7 @@ class PortLink:
         self._early.setdefault((uid, tag), deque()).append(payload)
 
     def lose(self, uid: int, error: PeerLost) -> None:
-        nobody = self._port.why_lost(ANY) is not None
+        nobody = self._port.why_lost(ANY, self.size) is not None
         for key in [k for k in self._posted if k[0] == uid or (nobody and k[0] == ANY)]:
             for receipt in self._posted.pop(key):
                 receipt.complete(error=error)
@@ -194,9 +200,13 @@ class Port:
         for old in [n for n in self._links if n < number]:
             del self._links[old]
 
-    def link(self, exchange: int) -> PortLink:
+    def link(self, exchange: int, *, whole: bool = False) -> PortLink:
+        """Of the epoch's agents; ``whole``: of all its members."""
         number = self.epoch.number << EXCHANGE_BITS | exchange
-        return self._links.get(number) or self._make(number)
+        link = self._links.get(number) or self._make(number)
+        if whole:
+            link.widen()
+        return link
 
     def forget(self, exchange: int) -> None:
         self._links.pop(self.epoch.number << EXCHANGE_BITS | exchange, None)
@@ -262,10 +272,13 @@ class Port:
             link.lose(uid, error)
         self._on_lost(uid, why)
 
-    def why_lost(self, uid: int) -> PeerLost | None:
-        if uid == ANY:
-            return next(iter(self._lost.values())) if len(self._lost) >= self.epoch.size - 1 > 0 else None
-        return self._lost.get(uid)
+    def why_lost(self, uid: int, among: int) -> PeerLost | None:
+        """Why ``uid`` is lost, if it is; ANY: all others of the first ``among`` ranks."""
+        if uid != ANY:
+            return self._lost.get(uid)
+        others = among - (self.rank < among)
+        lost = [error for error in self._lost.values() if error.peer < among]
+        return lost[0] if len(lost) >= others > 0 else None
 
     def close(self) -> None:
         for line in self.lines.values():

@@ -9,7 +9,7 @@ from stretto.membership.messages import Report, View, Vote
 from stretto.membership.votes import majority
 
 if TYPE_CHECKING:
-    from stretto.simulate.agent import Agent
+    from stretto.simulate.process import Process
 
 
 class Broken(AssertionError):
@@ -33,7 +33,7 @@ class Promises:
         if vote is not None and vote.accepted is not None and vote.view is not None:
             self._accepted[vote.number, vote.uid] = vote.view
 
-    def check_install(self, agent: Agent, view: View) -> None:
+    def check_install(self, agent: Process, view: View) -> None:
         """There is one view of a number, its members are those who reported, and a majority wanted it."""
         if self.decided.setdefault(view.number, view) != view:
             raise Broken(f"{agent} is told another view {view.number} than others")
@@ -46,7 +46,7 @@ class Promises:
                 raise Broken(f"view {view.number} has a report that agent {report.uid} did not make")
         if view.number - 1 in self.decided:
             self._check_successor(self.decided[view.number - 1], view)
-        rounds = [report.round for report in view.reports]
+        rounds = [report.round for report in view.trained]
         if max(rounds) - min(rounds) > 1:
             raise Broken(f"rounds {sorted(rounds)} lie apart in view {view.number}")
 
@@ -63,7 +63,7 @@ def _said(report: Report) -> tuple[object, ...]:
     return report.round, report.begun, report.done, report.fence, report.healed
 
 
-def check_step(agent: Agent, round: int, others: list[Agent]) -> None:
+def check_step(agent: Process, round: int, others: list[Process]) -> None:
     """Members of one view that have both applied a step have applied the same, bit for bit."""
     for other in others:
         same_view = other.alive and other.number == agent.number and not other.out

@@ -46,11 +46,12 @@ _LOT: Final = 25
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is drawn from: the mix of faults, and the least and most agents."""
+    """What is drawn from: the mix of faults, and the least and most agents; so many ``servers`` are beside them."""
 
     mix: str = "storm"
     fewest: int = 1
     most: int = 5
+    servers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,36 +110,42 @@ def schedule(seed: int, setting: Setting) -> tuple[int, tuple[Fault, ...]]:
     """How many agents, and what happens to them."""
     rng = random.Random(seed ^ 0x5EED)
     size = rng.choice(range(setting.fewest, setting.most + 1))
-    return size, draw(rng, setting.mix, size, SPAN)
+    return size, draw(rng, setting.mix, size, SPAN, setting.servers)
 
 
 def play(
-    seed: int, strategy: Strategy, size: int, faults: Sequence[Fault], log: Callable[[str], None] | None = None
+    seed: int,
+    strategy: Strategy,
+    size: int,
+    faults: Sequence[Fault],
+    log: Callable[[str], None] | None = None,
+    *,
+    servers: int = 0,
 ) -> World:
     """One run.
 
     Raises:
         Broken: a promise does not hold.
     """
-    world = World(seed, strategy, size, faults, log)
+    world = World(seed, strategy, size, faults, log, servers=servers)
     world.run()
     return world
 
 
-def attempt(seed: int, strategy: Strategy, size: int, faults: Sequence[Fault]) -> Exception | None:
+def attempt(seed: int, strategy: Strategy, size: int, faults: Sequence[Fault], servers: int = 0) -> Exception | None:
     try:
-        play(seed, strategy, size, faults)
+        play(seed, strategy, size, faults, servers=servers)
     except Exception as e:
         return e
     return None
 
 
-def shrink(seed: int, strategy: Strategy, size: int, faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
+def shrink(seed: int, strategy: Strategy, size: int, faults: tuple[Fault, ...], servers: int = 0) -> tuple[Fault, ...]:
     """As few faults as still break it."""
     at = 0
     while at < len(faults):
         fewer = faults[:at] + faults[at + 1 :]
-        if attempt(seed, strategy, size, fewer) is None:
+        if attempt(seed, strategy, size, fewer, servers) is None:
             at += 1
         else:
             faults = fewer
@@ -156,18 +163,20 @@ def examine(seeds: range, strategy: Strategy, setting: Setting) -> Tally:
             size, faults = schedule(seed, setting)
             struck.update(fault.kind for fault in faults)
             try:
-                world = play(seed, strategy, size, faults)
+                world = play(seed, strategy, size, faults, servers=setting.servers)
             except Exception as e:
-                breaks.append(_broken(seed, strategy, size, faults, e))
+                breaks.append(_broken(seed, strategy, size, faults, e, setting.servers))
                 continue
             outcomes[world.outcome] += 1
             steps, torn = steps + world.steps, torn + world.torn
     return Tally(str(strategy), len(seeds), dict(outcomes), steps, dict(struck), torn, tuple(breaks))
 
 
-def _broken(seed: int, strategy: Strategy, size: int, faults: tuple[Fault, ...], error: Exception) -> Break:
-    least = shrink(seed, strategy, size, faults)
-    error = attempt(seed, strategy, size, least) or error
+def _broken(
+    seed: int, strategy: Strategy, size: int, faults: tuple[Fault, ...], error: Exception, servers: int
+) -> Break:
+    least = shrink(seed, strategy, size, faults, servers)
+    error = attempt(seed, strategy, size, least, servers) or error
     return Break(seed, str(strategy), size, f"{type(error).__name__}: {error}", tuple(map(str, least)))
 
 
@@ -205,12 +214,12 @@ def _lot(work: tuple[range, Strategy, Setting]) -> Tally:
 def trace(seed: int, strategy: Strategy, setting: Setting, say: Callable[[str], None]) -> Exception | None:
     """Play one seed event by event, its faults shrunk where it breaks a promise."""
     size, faults = schedule(seed, setting)
-    if attempt(seed, strategy, size, faults) is not None:
-        faults = shrink(seed, strategy, size, faults)
+    if attempt(seed, strategy, size, faults, setting.servers) is not None:
+        faults = shrink(seed, strategy, size, faults, setting.servers)
     for fault in faults:
         say(str(fault))
     try:
-        play(seed, strategy, size, faults, say)
+        play(seed, strategy, size, faults, say, servers=setting.servers)
     except Exception as e:
         return e
     return None

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from stretto.codecs import Identity
-from stretto.core import Strategy
+from stretto.core import FIRST_SERVER, Strategy
 from stretto.membership.messages import FOUNDER, Vote
 from stretto.membership.votes import majority
 from stretto.simulate.agent import Agent
@@ -17,7 +17,9 @@ from stretto.simulate.clock import Clock
 from stretto.simulate.faults import Fault
 from stretto.simulate.lines import SILENCE, Line, Network
 from stretto.simulate.planes import Control, Data
+from stretto.simulate.process import Process
 from stretto.simulate.promises import Broken, Promises
+from stretto.simulate.server import Server
 from stretto.simulate.task import Job, Record, job
 
 CALM = 400.0
@@ -28,7 +30,9 @@ AGAIN = 3.0
 
 
 class World:
-    """``size`` agents and their coordinator, until all have ended. Everything follows from the arguments.
+    """``size`` agents, ``servers`` and their coordinator, until all agents have ended.
+
+    Everything follows from the arguments.
 
     ``task``: what they train; by default it is drawn.
     """
@@ -41,6 +45,8 @@ class World:
         faults: Sequence[Fault],
         log: Callable[[str], None] | None = None,
         task: Job | None = None,
+        *,
+        servers: int = 0,
     ) -> None:
         self.random = rng = random.Random(seed)
         self.strategy, self.size, self.faults, self.log = strategy, size, faults, log
@@ -52,19 +58,22 @@ class World:
         self.control, self.exchanges = Control(self), Data(self, self.clock)
         self.job = task or job(rng, 2 if strategy.signal == "gradient" else 3)
         self.record = Record(self.job)
-        self.agents: list[Agent] = []
-        self.by_uid: dict[int, Agent] = {}
+        self.agents: list[Process] = []
+        self.by_uid: dict[int, Process] = {}
         self.steps = self.torn = 0
         self.outcome = ""
-        self._by_label: dict[int, Agent] = {}
+        self._by_label: dict[int, Process] = {}
         self._disk: dict[int, Vote | None] = {}
         self._falls: dict[int, int] = {}
         self._gone: set[int] = set()
         self._calm = False
         for fault in faults:
             self.clock.at(fault.at, None, partial(self._strike, fault))
-        self._born(FOUNDER, None).found(size)
-        for label in range(size):
+        founder = self._born(FOUNDER, None)
+        assert isinstance(founder, Agent)
+        founder.found(size, servers)
+        self._labels = [*range(size), *range(FIRST_SERVER, FIRST_SERVER + servers)]
+        for label in self._labels:
             self.control.enter(self._born(label, None))
 
     def run(self) -> None:
@@ -83,8 +92,9 @@ class World:
 
     # Processes
 
-    def _born(self, label: int, vote: Vote | None) -> Agent:
-        agent = Agent(self, 101 + len(self.agents), label, vote)
+    def _born(self, label: int, vote: Vote | None) -> Process:
+        kind = Server if label >= FIRST_SERVER else Agent
+        agent: Process = kind(self, 101 + len(self.agents), label, vote)
         self.agents.append(agent)
         self.by_uid[agent.uid] = self._by_label[label] = agent
         return agent
@@ -93,7 +103,7 @@ class World:
         if label != FOUNDER and label not in self._gone and not self._by_label[label].alive:
             self.control.enter(self._born(label, self._disk.get(label)))
 
-    def _die(self, agent: Agent, *, dark: bool = False) -> None:
+    def _die(self, agent: Process, *, dark: bool = False) -> None:
         """Its connections end, with none or some of what it said last; ``dark``: they do not even end."""
         agent.alive, agent.dark = False, dark
         for line in [line for line in self.net.lines if agent.uid in line.uids]:
@@ -108,7 +118,7 @@ class World:
         for uid in line.uids:
             self.clock.after(self.net.patience(), self.by_uid[uid], partial(line.notice, uid))
 
-    def end(self, agent: Agent) -> None:
+    def end(self, agent: Process) -> None:
         """It has left."""
         agent.alive = False
         for line in [line for line in self.net.lines if agent.uid in line.uids]:
@@ -116,17 +126,17 @@ class World:
         self._gone.add(agent.label)
         self.look()
 
-    def deny(self, agent: Agent, why: str) -> None:
+    def deny(self, agent: Process, why: str) -> None:
         """It ends, and its launcher starts it again in a while."""
         self.say(f"{agent} is denied: {why}")
         self._die(agent)
         self.clock.after(AGAIN, None, lambda: self._start_again(agent.label))
 
-    def save(self, agent: Agent, vote: Vote | None) -> None:
+    def save(self, agent: Process, vote: Vote | None) -> None:
         self._disk[agent.label] = vote
         self.promises.note_vote(vote)
 
-    def sent(self, agent: Agent) -> None:
+    def sent(self, agent: Process) -> None:
         agent.sent += 1
         fatal = self._falls.get(agent.label)
         if fatal is not None:
@@ -138,7 +148,7 @@ class World:
 
     def look(self) -> None:
         """Is there nobody left who trains, or could?"""
-        training = [a for a in self.agents if a.alive and a.label != FOUNDER and not a.finished]
+        training = [a for a in self.agents if a.alive and a.trains and not a.finished]
         inside = [a for a in training if a.number and not a.out]
         some = any(a.finished for a in self.agents)
         self.clock.halted |= (not training and (self._calm or some)) or (some and not inside and self._calm)
@@ -161,8 +171,8 @@ class World:
                 self._die(agent, dark=fault.kind == "power")
             case "restart":
                 self._start_again(agent.label)
-            case "leave" if agent.trainer is not None:
-                agent.trainer.leaving = True
+            case "leave":
+                agent.leave_soon()
             case "cut":
                 self.net.cut({a.uid for a in struck}, fault.seconds, self._silent)
             case "stop":
@@ -184,7 +194,7 @@ class World:
         if line is self.control.between(*line.uids):
             line.snap()
 
-    def _stop(self, agent: Agent, seconds: float) -> None:
+    def _stop(self, agent: Process, seconds: float) -> None:
         agent.stopped_until = self.clock.now + seconds
         if seconds > SILENCE:
             for line in [line for line in self.net.lines if agent.uid in line.uids]:
@@ -195,14 +205,14 @@ class World:
         self._calm = True
         self._falls.clear()
         self.net.calm()
-        for label in range(self.size):
+        for label in self._labels:
             self._start_again(label)
         self.look()
 
     # The end
 
     def _judge(self) -> None:
-        stuck = [a for a in self.agents if a.alive and a.label != FOUNDER and not a.finished]
+        stuck = [a for a in self.agents if a.alive and a.trains and not a.finished]
         ended = [a for a in self.agents if a.finished and a.trainer is not None and not a.trainer.leaving]
         self.outcome = "ended" if ended else self._obstacle() if stuck else "all left"
         if not self.clock.halted and not self._obstacle():

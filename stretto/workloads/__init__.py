@@ -7,10 +7,12 @@ from functools import partial
 
 from torch import nn
 from torch.nn import functional
+from torch.optim import Adagrad
 
 from stretto.errors import UnknownName
-from stretto.workloads import digits, mnist, shakespeare
+from stretto.workloads import digits, mnist, recommender, shakespeare
 from stretto.workloads.download import locate
+from stretto.workloads.factors import Factors
 from stretto.workloads.gpt import GPT
 from stretto.workloads.models import RowLSTM, cnn, mlp
 from stretto.workloads.workload import Data, Split, Workload
@@ -83,6 +85,26 @@ WORKLOADS = {
             lr=1e-3,
             batch_size=64,
             epochs=2,
+        ),
+        Workload(
+            name="recommender",
+            about="400,000 ratings of 1,000 items by 1,000 users, made up; or MovieLens's u.data",
+            find=recommender.find,
+            load=recommender.load,
+            samples=recommender.TRAINING,
+            models={
+                "factors": partial(Factors, users=recommender.USERS, items=recommender.ITEMS, rank=recommender.RANK)
+            },
+            usual="factors",
+            loss=functional.mse_loss,
+            lr=0.1,
+            batch_size=512,
+            epochs=6,
+            rule=Adagrad,
+            right=recommender.close,
+            squared=True,
+            made=True,
+            tables=True,
         ),
     )
 }

@@ -50,7 +50,10 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """One agent's end. ``trained``: samples by all, as the ledger's ``proof`` says; ``samples``: by this life of it."""
+    """One agent's end. ``trained``: samples by all, as the ledger's ``proof`` says; ``samples``: by this life of it.
+
+    ``rmse`` and ``floor`` are the :class:`Result`'s.
+    """
 
     rank: int
     agents: int
@@ -61,6 +64,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     accuracy: float
     loss: float
+    rmse: float | None = None
+    floor: float | None = None
     bytes_sent: int
     bytes_received: int
     wire_sent: int
@@ -82,6 +87,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         steps, samples: optimiser steps; samples trained by all agents together.
         seconds: of training, without loading and testing.
         accuracy, loss: on the test data, at the end.
+        rmse: the root of the loss, where that is a mean of squares; null else.
+        floor, ratio: what the truth itself would have in its place, and how many times that ``rmse`` is; null where
+            nobody knows.
         reached: whether the asked accuracy was reached; null when none was asked.
         proof: what the ledger proves of the samples: each exactly once an epoch, whoever came and went.
         finished: the agents that are in the lists: their numbers in the launch.
@@ -107,6 +115,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     accuracy: float
     loss: float
+    rmse: float | None
+    floor: float | None
+    ratio: float | None
     reached: bool | None
     proof: str
     finished: list[int]
@@ -147,6 +158,9 @@ def combine(job: Job, outcomes: Sequence[Outcome]) -> Result:
         seconds=seconds,
         accuracy=first.accuracy,
         loss=first.loss,
+        rmse=first.rmse,
+        floor=first.floor,
+        ratio=first.rmse / first.floor if first.rmse and first.floor else None,
         reached=None if job.target is None else first.accuracy >= job.target,
         proof=first.proof,
         finished=[o.rank for o in outcomes],

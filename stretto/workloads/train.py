@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from stretto.core import Network
+from stretto.server import Server
+from stretto.text import coerce
 from stretto.workloads.result import Outcome, Progress
 from stretto.workloads.workload import Split, Workload
 
@@ -136,7 +139,17 @@ class Tally:
             waiting=report.waiting - self._waited_before,
         )
 
-    def outcome(self, last: Progress, shard: Shard, accuracy: float, loss: float, report: Report) -> Outcome:
+    def outcome(
+        self,
+        last: Progress,
+        shard: Shard,
+        accuracy: float,
+        loss: float,
+        report: Report,
+        *,
+        rmse: float | None,
+        floor: float | None,
+    ) -> Outcome:
         return Outcome(
             rank=last.rank,
             agents=last.agents,
@@ -147,6 +160,8 @@ class Tally:
             seconds=last.seconds,
             accuracy=accuracy,
             loss=loss,
+            rmse=rmse,
+            floor=floor,
             bytes_sent=last.bytes_sent,
             bytes_received=last.bytes_received,
             wire_sent=report.wire_sent,
@@ -191,7 +206,7 @@ def train(
     tests_an_epoch = 0 if not tests else 1 if target is None else 4
 
     torch.manual_seed(seed)
-    model = workload.model(model_name)
+    model = workload.model(model_name, **loaded.facts, **_rows(workload, strategy))
     tally = Tally(agent, samples)
     model, optimizer, _ = agent.prepare(model, workload.optimizer(model), tally, strategy=strategy)
     agent.mean(0.0)  # everybody is here: the clocks start together
@@ -226,7 +241,8 @@ def train(
     if accuracy is None or tested != agent.steps:
         accuracy, test_loss = evaluate(agent, workload, model, loaded.test)
     progress(msgspec.structs.replace(last, accuracy=accuracy))
-    return tally.outcome(last, shard, accuracy, test_loss, report)
+    rmse = math.sqrt(test_loss) if workload.squared else None
+    return tally.outcome(last, shard, accuracy, test_loss, report, rmse=rmse, floor=loaded.floor)
 
 
 def evaluate(agent: Agent, workload: Workload, model: nn.Module, split: Split) -> tuple[float, float]:
@@ -241,16 +257,22 @@ def evaluate(agent: Agent, workload: Workload, model: nn.Module, split: Split) -
 
 @torch.no_grad()
 def judged(workload: Workload, model: nn.Module, given: Tensor, wanted: Tensor) -> tuple[int, float, int]:
-    """How many answers are right, the sum of their losses, and how many there are: one a label, or one a character."""
+    """How many answers are right, the sum of their losses, and how many there are: of text one a character."""
     right, loss = 0, 0.0
     model.eval()
     for x, y in zip(given.split(TESTED_AT_ONCE), wanted.split(TESTED_AT_ONCE), strict=True):
         if len(y):
             scores: Tensor = model(x)
-            right += int((scores.argmax(-1) == y).sum())
+            right += int(workload.right(scores, y).sum())
             loss += float(workload.loss(scores, y)) * y.numel()
     model.train()
     return right, loss, wanted.numel()
+
+
+def _rows(workload: Workload, strategy: str) -> dict[str, bool]:
+    """A server takes gradients by rows, where a model can give them so."""
+    served = isinstance(coerce(strategy, "strategy").exchange, Server)
+    return {"sparse": True} if workload.tables and served else {}
 
 
 def _usual_epochs(workload: Workload, seconds: float | None, target: float | None) -> int:

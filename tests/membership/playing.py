@@ -6,10 +6,11 @@ from collections import deque
 
 import msgspec
 
-from stretto.core import Network
+from stretto.core import FIRST_SERVER, Network
 from stretto.membership.effects import (
     Deny,
     Dial,
+    Dismiss,
     Drop,
     Effect,
     Freeze,
@@ -26,6 +27,8 @@ from stretto.membership.effects import (
 )
 from stretto.membership.messages import FOUNDER, Ballot, Decide, Hello, Message, Report, Seat, View, Vote
 from stretto.membership.views import Views
+
+_KINDS = "fabcst"
 
 
 class Play:
@@ -56,12 +59,13 @@ class Play:
         match words:
             case ["run", size, *rest]:
                 self._size = int(size)
-                self._min_agents = int(rest[0]) if rest else None
+                servers = int(rest[1]) if rest[:1] == ["servers"] else 0
+                self._min_agents = int(rest[-1]) if len(rest) % 2 else None
                 seat = self._seat("f")
-                self._views["f"] = Views.founder(seat, self._size, Network(), self._min_agents)
+                self._views["f"] = Views.founder(seat, self._size, Network(), self._min_agents, servers=servers)
                 self._do("f", self._views["f"].begin())
             case [name, "comes", *rest]:
-                vote = self._disk.get(int(name[1:])) if "vote" in rest else None
+                vote = self._disk.get(self._seat(name).label) if "vote" in rest else None
                 hello = Hello(self._seat(name), self._size, 0, vote)
                 self._to(rest[0] if rest and rest[0] != "vote" else "f", "hello", hello)
             case ["deliver", *without]:
@@ -117,7 +121,7 @@ class Play:
             if isinstance(effect, Send):
                 self._mail.append((name, self._name(effect.uid), effect.message))
             if isinstance(effect, Save):
-                self._disk[int(name[1:] or -1)] = effect.vote
+                self._disk[self._seat(name).label] = effect.vote
                 continue
             self._lines.append(f"{name}: {self._effect(effect)}")
 
@@ -141,7 +145,7 @@ class Play:
                 return f"say {text}"
             case Out(why) | Deny(why):
                 return f"{type(effect).__name__.lower()}: {why}"
-            case Hold() | Knock() | Over():
+            case Hold() | Knock() | Over() | Dismiss():
                 return type(effect).__name__.lower()
             case _:
                 raise AssertionError(f"no such effect: {effect}")
@@ -181,13 +185,14 @@ class Play:
 
     def _uid(self, name: str) -> int:
         if name not in self._uids:
-            self._uids[name] = 10_001 + 100 * ("fabc".index(name[0])) + int(name[1:] or 0)
+            self._uids[name] = 10_001 + 100 * (_KINDS.index(name[0])) + int(name[1:] or 0)
         return self._uids[name]
 
     def _name(self, uid: int) -> str:
         kind, number = divmod(uid - 10_001, 100)
-        return "f" if kind == 0 else f"{'fabc'[kind]}{number}"
+        return "f" if kind == 0 else f"{_KINDS[kind]}{number}"
 
     def _seat(self, name: str) -> Seat:
-        label = FOUNDER if name == "f" else int(name[1:])
-        return Seat(self._uid(name), label, "here", self._uid(name), (), (f"at:{name}",))
+        serves = name[0] in "st"
+        label = FOUNDER if name == "f" else int(name[1:]) + FIRST_SERVER * serves
+        return Seat(self._uid(name), label, "here", self._uid(name), (), (f"at:{name}",), serves=serves)

@@ -2,8 +2,8 @@
 
 After etcd-io/raft's data-driven tests. A script is paragraphs: lines of commands, ``----``, and what they gave. A
 command is an event to a node (``a2 lost a1 its connection was closed``), or ``deliver``: pass on what was sent until
-nobody says anything more; ``deliver -a3``: but nothing to or from a3. Nodes are the founder ``f`` and agents ``a0``,
-``a1``, …; a second life of agent 1 is ``b1``.
+nobody says anything more; ``deliver -a3``: but nothing to or from a3. Nodes are the founder ``f``, agents ``a0``,
+``a1``, … and servers ``s0``, …; a second life of agent 1 is ``b1``, of server 0 ``t0``.
 """
 
 from __future__ import annotations
