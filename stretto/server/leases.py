@@ -78,6 +78,12 @@ class Held(Struct, frozen=True, forbid_unknown_fields=True):
         left = [uid if uid in members or rank in self.done else _GONE for rank, uid in enumerate(self.members)]
         return replace(self, members=tuple(left))
 
+    def passed(self, uid: int, clock: int) -> Held:
+        """This member has trained the step of ``clock``: what it has of an earlier one it will not train any more."""
+        if clock <= self.clock or uid not in self.waiting:
+            return self
+        return self.among(tuple(other for other in self.members if other != uid))
+
 
 class Standing(Struct, frozen=True, forbid_unknown_fields=True):
     """What is committed, to whom leases are given, what is out; the static step committed last, and what was before."""
@@ -190,9 +196,11 @@ class Leases:
         if held is None or uid not in held.waiting:
             return False
         after = held.by(uid)
-        out = tuple(after if other is held else other for other in self._now.out)
+        out = tuple(after if other is held else other.passed(uid, held.clock) for other in self._now.out)
         self._now = replace(self._now, out=out)
         self._close(out if self._static else (after,))
+        if self._static:
+            self._stand(self._now)
         return True
 
     def give_back(self, uid: int, number: int) -> None:

@@ -29,8 +29,9 @@ PUSH, PAUSE, LEASE, DEAL, LOAD, PULL, READ, COPY = range(8)
 GRANTED, FENCE, END, WAIT = range(4)
 """How a request for samples ends: here they are; all stop at a fence first; there are none; none yet."""
 
-SAME, WHOLE, CHANGED, SOME, COPIED = range(5)
-"""What an answer holds: nothing; all values; by what they changed, coded; rows that changed; all of the slot."""
+SAME, WHOLE, CHANGED, SOME, COPIED, THERE = range(6)
+"""What an answer holds: nothing; all values; by what they changed, coded; rows that changed; all of the slot;
+nothing, as the values are where they belong."""
 
 _FIXED: Final = 6
 _NOTHING: Final = torch.zeros(0, dtype=torch.float64)
