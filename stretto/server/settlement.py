@@ -42,11 +42,15 @@ SlotsOf = Callable[[Spec], tuple[Sequence[Slot], "int | None", int]]
 
 
 class Report(Struct, frozen=True, forbid_unknown_fields=True):
-    """What one member has: of each slot that it has a copy of, the version, and its place in the chain."""
+    """What one member has: of each slot that it has a copy of, the version, and its place in the chain.
+
+    ``begun``: it has had values that were held somewhere.
+    """
 
     uid: int
     serves: bool
     spec: Spec | None
+    begun: bool
     copies: dict[int, tuple[int, int]]
 
 
@@ -100,7 +104,7 @@ def made(
     spec = _agreed(reports)
     agents = [rank for rank, report in enumerate(reports) if not report.serves]
     holders = [rank for rank, report in enumerate(reports) if report.serves] or agents
-    fresh = not any(report.copies for report in reports)
+    fresh = not any(report.copies or report.begun for report in reports)
     having = [_having(reports, slot.number) for slot in slots]
     versions = [ranks[0][0] if ranks else 0 for ranks in having]
     clock = min((ranks[0][0] for ranks in having if ranks), default=0) if staleness == 0 and not fresh else None
