@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from stretto.core import Network
+from stretto.core import Network, Strategy
 from stretto.server import Server
 from stretto.text import coerce
 from stretto.workloads.result import Outcome, Progress
@@ -322,7 +322,8 @@ def judged(workload: Workload, model: nn.Module, given: Tensor, wanted: Tensor) 
 
 def _rows(workload: Workload, strategy: str) -> dict[str, bool]:
     """A server takes gradients by rows, where a model can give them so."""
-    served = isinstance(coerce(strategy, "strategy").exchange, Server)
+    chosen: Strategy = coerce(strategy, "strategy")
+    served = isinstance(chosen.exchange, Server) and chosen.signal == "gradient"
     return {"sparse": True} if workload.tables and served else {}
 
 
