@@ -54,8 +54,8 @@ class Wire(Protocol):
         """Begin to ask (:meth:`stretto.session.Session.ask`); await whether somebody answered, in ``x``."""
         ...
 
-    def stood(self, closing: Closing, ledger: bytes, *, save: bool) -> None:
-        """All have stopped: this is what is trained."""
+    def stood(self, closing: Closing, known: bytes, *, save: bool) -> None:
+        """All have stopped; ``known`` (:class:`stretto.server.stock.Known`, as JSON): what is trained."""
         ...
 
 
