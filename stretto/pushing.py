@@ -120,6 +120,12 @@ class Pushing:
         about = await self._turn(ahead)
         return None if about is None else read_lease(about)
 
+    async def give_back(self, number: int) -> None:
+        """The samples of that lease will not be trained here."""
+        x = self._ledger[:8].view(torch.float64)
+        x[0] = number
+        await self._wire.ask("return", x)
+
     def hand_out(self, number: int, share: float) -> None:
         """A batch of that lease is being trained, and counts so many times."""
         self._handed = Handed(number, share)

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from stretto.core import Epoch, Link, Member, Network
+from stretto.courier.lending import Lending
 from stretto.courier.place import Place
 from stretto.courier.sharing import Sharing
 from stretto.errors import UsageError
@@ -39,6 +41,7 @@ class Around:
     def __init__(self, loop: Loop, place: Place, sharing: Sharing, event: Callable[..., None]) -> None:
         self._loop, self._sharing, self.event = loop, sharing, event
         self.deaf = False
+        self.lending, self._shares = Lending(), place.link == "shm"
         self._left: dict[int, str] = {}
         seat = place.seat
         nowhere = Epoch(0, (Member(0, seat.host, seat.pid, seat.addresses, seat.uid, seat.label, True, seat.serves),))
@@ -63,8 +66,6 @@ class Around:
         from stretto.links import c10d  # noqa: PLC0415  (torch.distributed is loaded where it is asked for)
 
         epoch = epoch_of(place.view)
-        if epoch.agents.size < epoch.size:
-            raise UsageError("link c10d has no place for servers; use link tcp, or run without servers")
         if place.seat.uid not in epoch.uids:
             raise UsageError(f"agent {place.seat.label} comes too late: link c10d takes no newcomers; use link tcp")
         rank = epoch.uids.index(place.seat.uid)
@@ -102,6 +103,7 @@ class Around:
 
     def enter(self, epoch: Epoch, rank: int) -> None:
         self._sharing.enter(epoch)
+        self.lending.give_back()
         self._switchboard.enter(epoch.members)
         self.mesh.enter(epoch, rank)
 
@@ -110,6 +112,12 @@ class Around:
 
     def abandon(self) -> None:
         self.mesh.abandon()
+
+    def lend(self, x: Tensor) -> Tensor | None:
+        return self.lending.lend(x) if self._shares else None
+
+    def borrow(self, words: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.lending.borrow(words, dtype)
 
     def measured(self, network: Network) -> None:
         self.mesh.network = network

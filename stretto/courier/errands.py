@@ -170,6 +170,7 @@ class _Errands:
                 self._sharing.serve(board, order.rank, self._around.mesh.epoch.agents.members)
             case Memory():
                 self._memory.append(Arena.open(self._trainer, order.fd, order.nbytes))
+                self._around.lending.show(self._trainer, order.fd, self._memory[-1])
             case Hold() | Push() | Inquire():
                 self._serve(order)
             case Use():

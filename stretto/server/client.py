@@ -24,6 +24,7 @@ from stretto.server.messages import (
     COPIED,
     COPY,
     DEAL,
+    END,
     FENCE,
     GRANTED,
     LEASE,
@@ -32,6 +33,7 @@ from stretto.server.messages import (
     PULL,
     PUSH,
     READ,
+    RETURN,
     SOME,
     WAIT,
     WHOLE,
@@ -39,7 +41,6 @@ from stretto.server.messages import (
 )
 from stretto.server.space import Slot
 from stretto.server.value import Server
-
 
 _SLOWER: Final = 0.9
 _QUICKER: Final = 1.02
@@ -57,7 +58,7 @@ class Memory(Protocol):
     def values(self, slot: Slot) -> Tensor: ...
 
 
-Ask = Callable[[int, Payload], None]
+Ask = Callable[[int, Request, Payload], None]
 """Send a request about a slot where it belongs."""
 
 
@@ -71,7 +72,10 @@ class _Due:
 
 
 class Client:
-    """``ended(number, about)``: an order of the trainer's is carried out; what is to be told it."""
+    """``ended(number, about)``: an order of the trainer's is carried out; what is to be told it.
+
+    ``lend(x)``: words by which others find ``x`` in memory that all see; None where they do not.
+    """
 
     def __init__(
         self,
@@ -82,9 +86,10 @@ class Client:
         cells: Sequence[Cell],
         memory: Memory,
         ended: Callable[[int, Tensor | None], None],
+        lend: Callable[[Tensor], Tensor | None],
     ) -> None:
         self._me, self._slots, self._server, self._codec, self._cells = me, slots, server, codec, cells
-        self._memory, self._ended = memory, ended
+        self._memory, self._ended, self._lend = memory, ended, lend
         self._ask: Ask | None = None
         self._clock = self._seen = self._fastest = 0
         self._pace = 1.0
@@ -93,7 +98,9 @@ class Client:
         self._pulled: list[State] = [None] * len(slots)
         self._values: _Due | None = None
         self._samples: tuple[int, Request, Payload] | None = None
+        self._again = False
         self._lease = -1
+        self._lent: dict[tuple[int, int], Tensor | None] = {}
         self.kept: dict[int, Tensor] = {}
 
     def values_of(self, slot: int) -> Tensor:
@@ -118,7 +125,7 @@ class Client:
 
     def pull(self, number: int) -> None:
         """Get the values as they are, to the bit."""
-        self._begin(number, {s.number: (self._pull(s), ()) for s in self._by_priority()})
+        self._begin(number, {s.number: (self._pull(s), self._place(s)) for s in self._by_priority()})
 
     def load(self, number: int, states: Mapping[int, Tensor]) -> None:
         """Let these slots be so (packed, uint8), and get their values."""
@@ -144,6 +151,13 @@ class Client:
         more = torch.tensor([max(1.0, terms[0] * self._pace), *terms[1:]], dtype=torch.float64)
         self._sample(number, Request(LEASE, self._me, self._clock + 1, fences, float(wish), self._lease, more), ())
 
+    def give_back(self, number: int, lease: int) -> None:
+        """Those samples will not be trained here. (An epoch that ends before that is heard gives them back, or we do
+        when we leave.)"""
+        if self._ask is not None:
+            self._ask(0, Request(RETURN, self._me, lease=lease), ())
+        self._ended(number, None)
+
     def read(self, number: int) -> None:
         """What is trained?"""
         self._sample(number, Request(READ, self._me), ())
@@ -159,11 +173,15 @@ class Client:
                 self._undo(due)
             for slot in [slot for slot in due.requests if slot in due.open]:
                 request, body = due.requests[slot]
-                ask(slot, (request.head(), *body))
+                ask(slot, request, body)
         self._say_whether_we_count()  # (who pushes, counts)
-        if self._samples is not None:
+        self._ask_for_samples()
+
+    def _ask_for_samples(self) -> None:
+        self._again = False
+        if self._samples is not None and self._ask is not None:
             _, request, body = self._samples
-            ask(0, (request.head(), *body))
+            self._ask(0, request, body)
 
     def leave(self) -> None:
         """The epoch is over. What was coded against what a holder knew of us begins anew."""
@@ -177,6 +195,7 @@ class Client:
         numbers = [due.number for due in (self._values,) if due is not None]
         numbers += [self._samples[0]] if self._samples is not None else []
         self._values = self._samples = None
+        self._again = False
         self._counted = self._server.staleness == 0
         self._have = [-1] * len(self._slots)
         return numbers
@@ -209,6 +228,8 @@ class Client:
             if self._server.staleness == 0:
                 self._clock = max(self._clock, self._seen)
             self._ended(due.number, None)
+            if self._again:
+                self._ask_for_samples()
 
     def leased(self, payload: Payload) -> None:
         """About samples.
@@ -222,6 +243,9 @@ class Client:
         about = payload[0]
         if request.kind == LEASE and about[0] == WAIT and not request.more[2]:
             self._count(False)
+            return
+        if request.kind == LEASE and about[0] == END and self._values is not None and self._server.staleness == 0:
+            self._again = True  # should the step under way be undone, somebody's part may be dealt again
             return
         self._samples = None
         if request.kind == LEASE and about[0] == FENCE:
@@ -255,12 +279,12 @@ class Client:
         self._values = _Due(number, requests, set(requests))
         if self._ask is not None:
             for slot, (request, body) in requests.items():
-                self._ask(slot, (request.head(), *body))
+                self._ask(slot, request, body)
 
     def _sample(self, number: int, request: Request, body: Payload) -> None:
         self._samples = number, request, body
         if self._ask is not None:
-            self._ask(0, (request.head(), *body))
+            self._ask(0, request, body)
 
     def _count(self, counted: bool) -> None:
         """Are the others to wait for us, where they wait?"""
@@ -275,7 +299,7 @@ class Client:
             return
         at = self._clock - (self._values is not None)
         for slot in self._slots:
-            self._ask(slot.number, (Request(PAUSE, self._me, at, weight=float(self._counted)).head(),))
+            self._ask(slot.number, Request(PAUSE, self._me, at, weight=float(self._counted)), ())
 
     def _by_priority(self) -> Sequence[Slot]:
         """What the next forward pass needs first goes first: buckets hold the last layers first."""
@@ -288,13 +312,29 @@ class Client:
     def _written(self, slot: Slot) -> Payload:
         """Our part of a slot, as it travels."""
         part = self._memory.part(slot)
-        if slot.width or self._codec == Identity():
+        if slot.width:
             return part
+        if self._codec == Identity():
+            lent = self._lent_to_all(slot.number, 0, part[0])
+            return (*(part if lent is None else (lent,)), *self._place(slot))
         cell = self._cells[slot.number]
         before = cell.state if cell.state is not None else self._codec.init(cell.like)
         payload, cell.state = self._codec.encode(part[0], cell.like, before)
         _, cell.state = self._codec.decode(payload, cell.like, cell.state)
-        return payload
+        return (*payload, *self._place(slot))
+
+    def _place(self, slot: Slot) -> Payload:
+        """Where the values belong, if whoever answers can see it."""
+        exact = not slot.width and self._server.pull == Identity()
+        lent = self._lent_to_all(slot.number, 1, self._memory.values(slot)) if exact else None
+        return () if lent is None else (lent,)
+
+    def _lent_to_all(self, slot: int, which: int, x: Tensor) -> Tensor | None:
+        """Parts and values of a slot are always in the same place."""
+        key = slot, which
+        if key not in self._lent:
+            self._lent[key] = self._lend(x)
+        return self._lent[key]
 
     def _take(self, slot: Slot, kind: int, body: Payload) -> None:
         values = self._memory.values(slot)

@@ -29,6 +29,7 @@ from stretto.server.messages import (
     REQUEST,
     SAME,
     SOME,
+    THERE,
     VALUES,
     WHOLE,
     Request,
@@ -54,12 +55,14 @@ class Replica:
         rank: int,
         send: Send,
         idle: Callable[[], bool],
+        borrow: Callable[[Tensor, torch.dtype], Tensor],
     ) -> None:
         self.stock = stock
         place = list(chain).index(rank)
         self._next = chain[place + 1] if place + 1 < len(chain) else None
         self._ranks = {uid: other for other, uid in enumerate(uids)}
-        self._rank, self._send, self._idle = rank, send, idle
+        self._rank, self._send, self._idle, self._borrow = rank, send, idle, borrow
+        self._there: dict[int, Tensor] = {}
         self._pull, self._like = pull, like
         self._seen: dict[int, tuple[Tensor, State]] = {}
         self._spare: Tensor | None = None
@@ -72,11 +75,12 @@ class Replica:
             ProtocolError: it does not fit.
             DamagedPayload: it cannot be decoded.
         """
+        own = self._borrowed(request, body)
         if not request.changes:
             self._tell(request)
             return
         self._step_aside()
-        replies = self.stock.apply(request, body)
+        replies = self.stock.apply(request, own)
         if self._next is not None:
             self._send(self._next, (request.head(), *body), REQUEST)
             return
@@ -85,6 +89,14 @@ class Replica:
                 self._answer(reply.request)
             else:
                 self._send(self._ranks[reply.uid], (reply.about,), LEASED)
+
+    def _borrowed(self, request: Request, body: Payload) -> Payload:
+        """What lies in memory that we see, and so does not come: a part, and last of all where values belong."""
+        if self.stock.slot.width or not body or body[-1].dtype != torch.int64:
+            return body
+        dtype = self._like.dtype
+        self._there[request.uid] = self._borrow(body[-1], dtype)
+        return tuple(self._borrow(x, dtype) if x.dtype == torch.int64 else x for x in body[:-1])
 
     def _step_aside(self) -> None:
         """What is on its way must not change: go on in other memory."""
@@ -126,7 +138,10 @@ class Replica:
             if self._pull != Identity():
                 self._seen[uid] = shard.values.clone(), self._pull.init(self._like)
         rank = self._ranks[uid]
-        if len(payload) == 2 and payload[1] is shard.values and shard.values.nbytes >= LARGE and rank != self._rank:
+        if uid in self._there and len(payload) == 2 and payload[1] is shard.values and rank != self._rank:
+            self._there[uid].copy_(shard.values)
+            self._send(rank, (numbers(THERE, *about),), ANSWER)
+        elif len(payload) == 2 and payload[1] is shard.values and shard.values.nbytes >= LARGE and rank != self._rank:
             self._send(rank, payload[:1], ANSWER)
             self._send(rank, payload[1:], VALUES)
         else:

@@ -30,6 +30,7 @@ from stretto.server.messages import (
     LOAD,
     PAUSE,
     PUSH,
+    RETURN,
     WAIT,
     Request,
     numbers,
@@ -42,11 +43,15 @@ from stretto.server.value import Server
 
 
 class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is dealt: from ``ledger`` on, ``batch_size`` samples an agent and step, for so many epochs."""
+    """What is dealt: from ``ledger`` on, ``batch_size`` samples an agent and step, for so many epochs.
+
+    ``meet``: all stop at a fence when so many more samples are trained; 0: only when somebody wishes.
+    """
 
     ledger: Ledger
     batch_size: int
     epochs: int
+    meet: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ class Stock:
         self._rule, self._server, self._codec, self._like = rule, server, codec, like
         self._coding = codec.init(like)
         self._members: tuple[int, ...] = ()
-        self._passes = 0
+        self._passes = self._meet = self._met = 0
         self._leases: Leases | None = None
         self._waiting: dict[int, Request] = {}
         self._asking: dict[int, Request] = {}
@@ -111,7 +116,7 @@ class Stock:
             ProtocolError: it does not fit this slot.
             DamagedPayload: it cannot be decoded.
         """
-        self.changes += request.kind in {LEASE, DEAL, LOAD}
+        self.changes += request.kind in {LEASE, RETURN, DEAL, LOAD}
         match request.kind:
             case _ if request.uid not in self._members:
                 raise ProtocolError(f"slot {self.slot.number} is asked by {request.uid}, who is no member")
@@ -124,6 +129,8 @@ class Stock:
             case kind if kind == LEASE:
                 self._asking[request.uid] = request
                 self._told.discard(request.uid)
+            case kind if kind == RETURN and self._leases is not None:
+                self._leases.give_back(request.uid, request.lease)
             case kind if kind == DEAL:
                 self._deal(request, body)
                 return [Reply(request.uid, request, numbers(GRANTED, self.fences))]
@@ -139,6 +146,7 @@ class Stock:
             "fences": self.fences,
             "changes": self.changes,
             "passes": self._passes,
+            "meet": [self._meet, self._met],
             "leases": self._leases.state() if self._leases is not None else None,
         }
 
@@ -147,6 +155,7 @@ class Stock:
         self.shard.load(found["shard"])
         self.fences, self.changes = found["fences"], found["changes"]
         self._passes, leases = found["passes"], found["leases"]
+        self._meet, self._met = found["meet"]
         self._leases = Leases.of(leases, static=self._server.staleness == 0) if leases is not None else None
 
     def _begin(self, found: dict[str, Any]) -> None:
@@ -202,13 +211,18 @@ class Stock:
         terms = msgspec.json.decode(bytes(body[0].numpy()), type=Terms)
         self._leases = Leases(terms.ledger, terms.batch_size, terms.epochs, static=self._server.staleness == 0)
         self._leases.enter(self._members)
+        self._meet, self._met = terms.meet, terms.ledger.trained
 
     def _dealt(self) -> list[Reply]:
         """To whom something can be said about samples now."""
         if not self._asking:
             return []
-        over = self._leases is not None and self._leases.over
-        if not over and any(r.weight > 0 and r.have == self.fences for r in self._asking.values()):
+        leases = self._leases
+        over = leases is not None and leases.over
+        wished = any(r.weight > 0 and r.have == self.fences for r in self._asking.values())
+        if leases is not None and self._meet and leases.ledger.trained // self._meet > self._met // self._meet:
+            self._met, wished = leases.ledger.trained, True
+        if wished and not over:
             self.fences += 1
         replies = []
         for uid, request in list(self._asking.items()):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from stretto import state
-from stretto.core import Cell, Epoch, Link, Message, Payload
+from stretto.core import Cell, Epoch, Link, Payload
 from stretto.errors import PeerLost, RunLost, StrettoError
 from stretto.server.client import Client
-from stretto.server.messages import ANSWER, LEASED, REQUEST, STATE, TAKEN, VALUES, WHOLE, Request, read_request
+from stretto.server.messages import ANSWER, LEASED, REQUEST, STATE, TAKEN, VALUES, WHOLE, Request
 from stretto.server.replica import Replica, serve
 from stretto.server.settlement import Copy, Plan, Report, Spec, settle
 from stretto.server.space import Slot
@@ -73,7 +73,7 @@ class Serving:
         self._parts = Parts(values)
         cells = [Cell(held.like(slot, layouts, self._me)) for slot in held.slots]
         self._client = self._makers.client(
-            self._me, held.slots, held.server, held.codec, cells, self._parts, self._ended
+            self._me, held.slots, held.server, held.codec, cells, self._parts, self._ended, self._around.lend
         )
         self._begin()
 
@@ -86,9 +86,9 @@ class Serving:
             self._carefully(lambda: self._asking.push(number, weight, lease, hyper))
 
     def ask(self, number: int, what: str, x: Tensor, clock: int = 0) -> None:
-        """``pull`` values, ``load`` them to where they are held, ``keep`` our part of them; ``deal``, ``lease``, ``read``.
+        """``pull``, ``load`` or ``keep`` values; ``deal``, ``lease``, ``return`` or ``read`` about samples.
 
-        What is said about samples comes in ``x``: its bytes, then that.
+        ``load``: they are to be what we have; ``keep``: our part of all, for a checkpoint. What is said about samples comes in ``x``: its bytes, then that.
         """
         if self._is_inside(number):
             self._told[number] = x
@@ -108,6 +108,8 @@ class Serving:
                 client.lease(number, [batch, idle, ahead], bool(wish), int(fences))
             case "read":
                 client.read(number)
+            case "return":
+                client.give_back(number, int(x[0]))
             case "keep":
                 rank, size = x[:2].tolist()
                 client.keep(number, int(rank), int(size))
@@ -274,6 +276,7 @@ class Serving:
             self._rank,
             lambda rank, payload, tag: self._send(number, rank, payload, tag),
             lambda: link.idle,
+            self._around.borrow,
         )
         for request, body in self._early.pop(number, ()):
             replica.receive(request, body)
@@ -282,10 +285,9 @@ class Serving:
 
     # What goes to and fro
 
-    def _ask(self, number: int, payload: Payload) -> None:
+    def _ask(self, number: int, request: Request, body: Payload) -> None:
         """Our own request, to the first of the slot's chain, or, where nothing is changed, to the last."""
         assert self._plan is not None
-        request, body = read_request(Message(self._rank, payload))
         chain = self._plan.chains[number]
         if not chain:
             raise RunLost(
@@ -294,7 +296,7 @@ class Serving:
             )
         place = chain[0 if request.changes else -1]
         if place != self._rank:
-            self._link(number).post(place, payload, REQUEST)
+            self._link(number).post(place, (request.head(), *body), REQUEST)
         elif number in self._replicas:
             self._replicas[number].receive(request, body)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from stretto.core import Epoch, Link, Network
@@ -39,6 +40,14 @@ class Surroundings(Protocol):
 
     def missed(self, peer: int) -> None:
         """An exchange cannot end without that rank."""
+        ...
+
+    def lend(self, x: Tensor) -> Tensor | None:
+        """Words (int64) by which all others find ``x`` in memory that they see; None where they do not."""
+        ...
+
+    def borrow(self, words: Tensor, dtype: torch.dtype) -> Tensor:
+        """The tensor that another one lends."""
         ...
 
     def event(self, name: str, **fields: Any) -> None: ...

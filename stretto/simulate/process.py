@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from stretto.core import FIRST_SERVER, Epoch, Link, Network
@@ -275,6 +276,13 @@ class Process(ABC):
 
     def direct_results(self, round: int) -> dict[int, Tensor]:
         return {}
+
+    def lend(self, x: Tensor) -> Tensor | None:
+        """Nobody shares memory."""
+        return None
+
+    def borrow(self, words: Tensor, dtype: torch.dtype) -> Tensor:
+        raise Broken("somebody lends memory that nobody shares")
 
     def event(self, name: str, **fields: Any) -> None:
         if name in {"slots", "slot"}:

@@ -101,8 +101,9 @@ class WatchedClient(Client):
         cells: Sequence[Cell],
         memory: Memory,
         ended: Callable[[int, Tensor | None], None],
+        lend: Callable[[Tensor], Tensor | None],
     ) -> None:
-        super().__init__(me, slots, server, codec, cells, memory, self._went_on)
+        super().__init__(me, slots, server, codec, cells, memory, self._went_on, lend)
         self._history, self._uid, self._told = history, me, ended
         self._orders: dict[int, tuple[int, int] | None] = {}
         self._reads: tuple[int, int] | None = None
