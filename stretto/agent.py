@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -31,13 +32,14 @@ from stretto.errors import Diverged, UsageError
 from stretto.groups import Groups
 from stretto.holdings import Holdings
 from stretto.keeping import Keeping
-from stretto.ledger import Ledger, shares_of
+from stretto.ledger import shares_of
 from stretto.pace import Pace
 from stretto.preparing import check, check_names, check_native, describe, spread
 from stretto.pushing import Pushing
 from stretto.report import Report
 from stretto.saving import EVERY, Saver
-from stretto.server.stock import Terms
+from stretto.server import Server
+from stretto.server.stock import Known, Terms
 from stretto.session import Closing, epoch_of
 from stretto.text import coerce
 from stretto.trace import Trace
@@ -48,6 +50,19 @@ _NUMBERS = -1
 _FINEST = 16
 """The fastest agent's share: finer differences of speed than a sixteenth are taken for noise."""
 _MODELS: Final = "the models given to prepare()"
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """What all do together whenever ``every`` more samples are trained; 0: never."""
+
+    every: int = 0
+    do: Callable[[], object] = lambda: None
+
+    def between(self, before: int, after: int) -> None:
+        """So many samples were trained at the last fence, and are at this."""
+        if self.every and after // self.every > before // self.every:
+            self.do()
 
 
 class Agent:
@@ -73,6 +88,7 @@ class Agent:
         uid = place.seat.uid if place else self.epoch.uids[0]
         self.rank = self.epoch.uids.index(uid) if uid in self.epoch.uids else 0
         self.size = self.epoch.size
+        self._servers = len(place.view.seats) - self.size if place else 0
         self.trace = Trace(place.trace if place else None, self.label)
         self.trace.event("join", epoch=self.epoch.number, agents=self.size, hosts=self.epoch.hosts, link=self.link)
         self._courier = Courier(place) if place else None
@@ -82,6 +98,8 @@ class Agent:
         late = place is not None and uid not in self.epoch.uids
         self._groups = Groups(self, self._courier, self._holds, late=late)
         self._paces: dict[int, Pace] = {}
+        self._met = Meeting()
+        self._staleness: dict[int, int] = {}
         self._begin = time.monotonic()
         if self._courier is not None:
             self._courier.keep(self)
@@ -113,6 +131,11 @@ class Agent:
         check(objects, buffers, prepared=self._holds.models)
         check_native(chosen, self.link, self.size)
         check_names(chosen, models)
+        if self._servers and self.rank == 0 and not isinstance(chosen.exchange, Server):
+            _say(
+                f"{self._servers} servers are here, and {chosen} has no use for them; use bsp(), ssp(4) or asp(), or "
+                "leave them out"
+            )
         self._holds.models += models
         if self._courier is not None:
             self._courier.agree(_MODELS, describe(models, optimizers, chosen, buffers), brings=True)
@@ -135,6 +158,8 @@ class Agent:
         workers: int = 0,
         shuffle: bool = True,
         balance: bool = False,
+        meet: int = 0,
+        on_meet: Callable[[], object] = lambda: None,
     ) -> Shard | Leased:
         """This agent's batches of ``dataset``: every sample once an epoch over all agents; see :mod:`stretto.data`.
 
@@ -145,13 +170,19 @@ class Agent:
             balance: from the second epoch on, and after each epoch anew, give faster agents more of each step's
                 samples, in proportion to the speed that all have measured of themselves. (Who gets what then depends on
                 the clock, so two runs are no longer the same to the bit.)
+            meet, on_meet: with servers, where agents are not in step, all stop whenever so many samples more are
+                trained, have the same values, and call ``on_meet()``, in which :meth:`mean` may be called. (With other
+                strategies all are in step at any time, and it is not called.)
 
         Raises:
             UsageError: fewer samples than agents, or no dataset.
         """
 
         if self._groups.pushing is not None:
-            return self._leased(self._groups.pushing, dataset, batch_size, epochs, seed, workers, shuffle, balance)
+            if balance:
+                raise UsageError("with servers who is faster is dealt more in any case: leave balance out")
+            self._met = Meeting(meet, on_meet)
+            return self._leased(self._groups.pushing, dataset, batch_size, epochs, seed, workers, shuffle)
         pace = Pace() if balance and self._courier is not None else None
 
         def drawn(share: float) -> None:
@@ -195,21 +226,19 @@ class Agent:
         seed: int,
         workers: int,
         shuffle: bool,
-        balance: bool,
     ) -> Leased:
         """Batches by demand."""
-        if balance:
-            raise UsageError("with servers who is faster is dealt more in any case: leave balance out")
 
         def begin() -> None:
             self._keeping.begin()
-            terms = Terms(shard.ledger, batch_size, epochs)
+            terms = Terms(shard.ledger, batch_size, epochs, self._met.every)
             self.finish(pushing.deal(msgspec.json.encode(terms), batch_size))
 
         shard = Leased(
             dataset,
             batch_size,
             lambda ahead: self.finish(pushing.next(ahead)),
+            give_back=lambda number: self.finish(pushing.give_back(number)),
             epochs=epochs,
             rank=self.rank,
             size=self.size,
@@ -282,7 +311,7 @@ class Agent:
         """Bytes and seconds so far."""
         seconds = time.monotonic() - self._begin
         if self._courier is None:
-            return Report(0, 0, 0, 0, 0, 0.0, seconds, 0.0, 0.0, 0, 0)
+            return Report(0, 0, 0, 0, 0, 0.0, seconds, 0.0, 0.0, 0, 0, {})
         c = self._courier.counted()
         return Report(
             c.sent,
@@ -296,6 +325,7 @@ class Agent:
             c.codec_seconds,
             c.dense,
             c.coded,
+            self._staleness,
         )
 
     # What others need of us, and give us
@@ -344,15 +374,20 @@ class Agent:
         """Are checkpoints written?"""
         return self._keeping.saves
 
-    def stood(self, closing: Closing, ledger: bytes, *, save: bool) -> None:
+    def stood(self, closing: Closing, known: bytes, *, save: bool) -> None:
         """All have stopped at a fence; this is trained."""
         if save:
             self._keeping.wish()
+        told = msgspec.json.decode(known, type=Known)
+        self._staleness = told.staleness
+        before = after = 0
         for shard in self._holds.shards[:1]:
-            assert isinstance(shard, Leased)
-            shard.stand(msgspec.json.decode(ledger, type=Ledger))
-            self._holds.steps = shard.ledger.steps
+            assert isinstance(shard, Leased) and told.ledger is not None
+            before, after = shard.ledger.trained, told.ledger.trained
+            shard.stand(told.ledger)
+            self._holds.steps = told.ledger.steps
         self.moved(closing)
+        self._met.between(before, after)
 
     def closed(self, closing: Closing, *, save: bool, fence: bool) -> None:
         """A backward's round has ended; ``fence``: the first since a batch was drawn."""

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stretto.errors import UsageError
-from stretto.launch.cluster import Host, read_cluster
-from stretto.launch.environment import Identity, first_host, read
+from stretto.launch.cluster import Host, Machine, Server, read_cluster
+from stretto.launch.environment import Identity, first_host, read, read_server
 from stretto.launch.secret import job_secret
 from stretto.links import addresses
 
@@ -225,6 +225,13 @@ agents = 3
 interface = "lo"
 """
 
+SERVERS = """
+[server]
+s0 = "203.0.113.7:29500"
+s1 = "203.0.113.7"
+s2 = "127.0.0.1:29501"
+"""
+
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "cluster.toml"
@@ -237,20 +244,43 @@ def test_a_cluster_numbers_its_agents_through_its_hosts(tmp_path: Path) -> None:
     assert cluster.size == 5
     assert (cluster.part("a"), cluster.part("b")) == (range(2), range(2, 5))
     assert cluster.coordinators == "203.0.113.1:29400,127.0.0.1:29400"
-    assert cluster.host("b") == Host("b", "127.0.0.1", 3, "lo")
+    assert cluster.machine("b") == Machine(Host("b", "127.0.0.1", 3, "lo"), {})
     assert cluster.secret_file == tmp_path / "secret"
 
 
 def test_a_machine_finds_itself_in_the_cluster_by_its_addresses(tmp_path: Path) -> None:
-    assert read_cluster(write(tmp_path, CLUSTER)).which().name == "b"
+    assert read_cluster(write(tmp_path, CLUSTER)).which().host == Host("b", "127.0.0.1", 3, "lo")
     with pytest.raises(UsageError, match="no host of the cluster has an address of this machine"):
         read_cluster(write(tmp_path, CLUSTER.replace("127.0.0.1", "203.0.113.2"))).which()
     with pytest.raises(UsageError, match="could be any of the hosts a, b"):
         read_cluster(write(tmp_path, CLUSTER.replace("203.0.113.1", "127.0.0.2"))).which()
 
 
+def test_a_cluster_says_where_its_servers_are(tmp_path: Path) -> None:
+    cluster = read_cluster(write(tmp_path, CLUSTER + SERVERS))
+    assert cluster.servers[0] == Server("s0", "203.0.113.7", 29500)
+    assert cluster.which() == cluster.machine("b") == cluster.machine("s2")
+    assert cluster.which().posts == {2: 29501}
+    assert cluster.machine("s1") == Machine(None, {0: 29500, 1: 0})
+    alone = CLUSTER.replace('"127.0.0.1"', '"203.0.113.3"') + SERVERS
+    assert read_cluster(write(tmp_path, alone)).which() == Machine(None, {2: 29501})
+
+
+def test_a_server_takes_its_number_and_port_from_the_environment() -> None:
+    env = {**STRETTO, "STRETTO_RANK": "", "STRETTO_SERVER": "7", "STRETTO_SERVERS": "8", "STRETTO_SERVER_PORT": "29500"}
+    found = read_server(env)
+    assert (found.rank, found.size, found.servers, found.serves, found.port) == (7, 4, 8, True, 29500)
+    assert read_server({**env, "STRETTO_SERVER": ""}).rank is None
+    with pytest.raises(UsageError, match="STRETTO_SERVER='x' is not a whole number"):
+        read_server({**env, "STRETTO_SERVER": "x"})
+    with pytest.raises(UsageError, match="STRETTO_SERVER_PORT=70000 is not a port"):
+        read_server({**env, "STRETTO_SERVER_PORT": "70000"})
+    with pytest.raises(UsageError, match="a server needs to know its run: set STRETTO_COORDINATOR"):
+        read_server({})
+
+
 def test_an_unknown_host_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    for ask in (read_cluster(write(tmp_path, CLUSTER)).part, read_cluster(write(tmp_path, CLUSTER)).host):
+    for ask in (read_cluster(write(tmp_path, CLUSTER)).part, read_cluster(write(tmp_path, CLUSTER)).machine):
         with pytest.raises(UsageError, match="no host is named 'c'; known: a, b"):
             ask("c")
 
@@ -268,11 +298,16 @@ def test_an_unknown_host_is_answered_with_the_known_ones(tmp_path: Path) -> None
         ('name = "b"', 'name = "a"', "several hosts named 'a'"),
         ('secret_file = "secret"', 'secret_file = "secret"\nport = 0', "port = 0 is not a port"),
         ('secret_file = "secret"', "secret_file = secret", "is not TOML"),
+        ('s1 = "', 's0 = "', r"two of one name \(line \d+\); give each server its own name"),
+        ("s1 = ", "a = ", "several machines named 'a'"),
+        ('s1 = "203.0.113.7', 's1 = "203.0.113.7:29500', "servers s0 and s1 are both at 203.0.113.7:29500"),
+        ("7:29500", "7:x", r"server s0: .*203.0.113.7:x"),
+        ('s1 = "203.0.113.7"', "s1 = 7", 'server s1 = 7 is no address; write s1 = "HOST:PORT"'),
     ],
 )
 def test_what_is_wrong_in_a_cluster_is_named(tmp_path: Path, old: str, new: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        read_cluster(write(tmp_path, CLUSTER.replace(old, new, 1)))
+        read_cluster(write(tmp_path, (CLUSTER + SERVERS).replace(old, new, 1)))
 
 
 def test_a_cluster_without_hosts_or_without_a_file_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": "Watch four agents learn to read digits.",
     "train": "Train a workload with several agents on this machine.",
     "run": "Run your own script in several agents.",
+    "server": "Hold parameters for the agents of a run.",
     "compare": "Train with several strategies in turn, and put them in one table.",
     "bench": "Measure exchanges against their physical bound and against others.",
     "codecs": "List the codecs: what each saves, loses and is for.",

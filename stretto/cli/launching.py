@@ -25,10 +25,13 @@ def launch(
     show: Callable[[Progress], None],
     say: Callable[[str], None],
     care: Care = USUAL,
+    *,
+    servers: int = 0,
 ) -> Result:
-    """Train with ``agents`` processes on this machine; ``show`` gets their progress, ``say`` the lines they print.
+    """Train with ``agents`` processes on this machine, and ``servers``.
 
-    The result is of those that finished; ``say`` is told who did not.
+    ``show`` gets their progress, ``say`` the lines they print. The result is of those that finished; ``say`` is told
+    who did not.
 
     Raises:
         KeyboardInterrupt, SystemExit: a signal ended the agents.
@@ -39,7 +42,7 @@ def launch(
         job = msgspec.structs.replace(job, folder=name)
         command = [sys.executable, "-m", "stretto.workloads.job", msgspec.json.encode(job).decode()]
         with _listening(folder, show):
-            code = run_agents(command, agents, link=job.link, care=care, on_line=say)
+            code = run_agents(command, agents, servers=servers, link=job.link, care=care, on_line=say)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from stretto.workloads.result import Job
 
 agents = click.option("--agents", "-n", default=4, show_default=True, help="How many agents (processes) to start.")
+servers = click.option(
+    "--servers", default=0, show_default=True, help="Processes beside the agents that hold the parameters for them."
+)
 link = click.option("--link", default="auto", show_default=True, help=f"The transport: {', '.join(LINKS)}.")
 seed = click.option("--seed", default=0, show_default=True, help="Of the weights and the order of samples.")
 json = click.option("--json", metavar="PATH", help="Write the result here as one JSON object; - is standard output.")
@@ -83,6 +86,13 @@ def careful(
 def check_agents(count: int) -> None:
     if count < 1:
         raise UsageError(f"{count} agents cannot train; give --agents 1 or more")
+
+
+def check_servers(count: int, link: str) -> None:
+    if count < 0:
+        raise UsageError(f"there cannot be {count} servers; give --servers 0 or more")
+    if count and link == "c10d":
+        raise UsageError(f"link c10d has no place for {count} servers; use --link tcp, or leave --servers out")
 
 
 def check_link(name: str) -> None:

@@ -19,6 +19,7 @@ DEFAULT_AGENTS = 4
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--agents", "-n", type=int, help="How many agents to start here. [default: 4, or what the cluster says]")
+@options.servers
 @options.link
 @click.option(
     "--cluster", metavar="FILE", help="A cluster.toml: run this on each of its machines, each starts its part."
@@ -35,6 +36,7 @@ DEFAULT_AGENTS = 4
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(
     agents: int | None,
+    servers: int,
     link: str,
     cluster: str | None,
     host: str | None,
@@ -47,6 +49,7 @@ def run(
     """Run SCRIPT with its ARGUMENTS in several agents, and exit as it does. Options of stretto go before SCRIPT."""
     output.check_json(json)
     options.check_link(link)
+    options.check_servers(servers, link)
     if not Path(script).is_file():
         raise UsageError(f"there is no script {script}; options for stretto go before it, its own after it")
     on_line = output.printer(output.console(json)) if json == "-" else None
@@ -58,23 +61,32 @@ def run(
         size = DEFAULT_AGENTS if agents is None else agents
         options.check_agents(size)
         code = run_agents(
-            command, size, store=coordinator, link=link, care=options.careful(size, **care), on_line=on_line
+            command,
+            size,
+            servers=servers,
+            store=coordinator,
+            link=link,
+            care=options.careful(size, **care),
+            on_line=on_line,
         )
     else:
         if coordinator is not None:
             raise UsageError(f"{cluster} says where the coordinator is; leave --coordinator out")
         if agents is not None:
             raise UsageError(f"{cluster} says how many agents each machine has; leave --agents out")
+        if servers:
+            raise UsageError(f"{cluster} says where the servers are, in its [server] table; leave --servers out")
         machines = read_cluster(Path(cluster))
-        size = machines.size
+        size, servers = machines.size, len(machines.servers)
+        options.check_servers(servers, link)
         code = run_host(
             command,
             machines,
-            machines.host(host) if host else machines.which(),
+            machines.machine(host) if host else machines.which(),
             link=link,
             care=options.careful(size, **care),
             on_line=on_line,
         )
     took = time.monotonic() - begin
-    output.write_json(json, {"script": script, "agents": size, "exit_code": code, "seconds": took})
+    output.write_json(json, {"script": script, "agents": size, "servers": servers, "exit_code": code, "seconds": took})
     sys.exit(code)

@@ -20,6 +20,7 @@ from stretto.workloads.result import Job, Result
 @click.argument("workload", default="digits")
 @options.model
 @options.agents
+@options.servers
 @click.option("--strategy", default="allreduce", show_default=True, help="How the agents synchronise.")
 @options.link
 @options.epochs
@@ -33,6 +34,7 @@ from stretto.workloads.result import Job, Result
 def train(
     workload: str,
     agents: int,
+    servers: int,
     json: str | None,
     restarts: int | None,
     min_agents: int | None,
@@ -47,6 +49,7 @@ def train(
     """
     output.check_json(json)
     job = options.job(workload, agents, **chosen)
+    options.check_servers(servers, job.link)
     care = options.careful(
         agents,
         restarts=restarts,
@@ -54,7 +57,7 @@ def train(
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
     )
-    result = watch(output.console(json), job, agents, care)
+    result = watch(output.console(json), job, agents, care, servers)
     output.write_json(json, result)
     if result.reached is False:
         raise StrettoError(
@@ -63,11 +66,12 @@ def train(
         )
 
 
-def watch(console: Console, job: Job, agents: int, care: Care = USUAL) -> Result:
+def watch(console: Console, job: Job, agents: int, care: Care = USUAL, servers: int = 0) -> Result:
     """Train while the console shows it, then sum it up."""
-    title = f"{job.workload}, {job.model}: {agents} agents, {job.strategy}, link {job.link}"
+    who = f"{agents} agents" + (f", {servers} servers" if servers else "")
+    title = f"{job.workload}, {job.model}: {who}, {job.strategy}, link {job.link}"
     with view(console, title, agents) as seen:
-        result = launch(job, agents, seen.show, output.printer(console), care)
+        result = launch(job, agents, seen.show, output.printer(console), care, servers=servers)
     summarise(console, result)
     return result
 
@@ -84,6 +88,11 @@ def summarise(console: Console, result: Result) -> None:
     wire = statistics.fmean(result.wire_sent)
     counted = f"({output.megabytes(wire)} by the system's own counters)" if wire else "(none of it over a network)"
     console.print(f"an agent sent {output.megabytes(statistics.fmean(result.bytes_sent))} {counted}")
+    if sum(result.staleness.values()):
+        pushes, late = sum(result.staleness.values()), sum(tau * n for tau, n in result.staleness.items())
+        console.print(
+            f"staleness {late / pushes:.1f} pushes in the mean, {max(result.staleness)} at most, of {pushes:,}"
+        )
     held = f"digests of {len(result.digests)} agents equal: {result.digests[0]}"
     console.print(f"{result.proof}; {held if equal else 'the weights differ: ' + ', '.join(result.digests)}")
 

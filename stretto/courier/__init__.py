@@ -10,6 +10,7 @@ too. Where all agents share memory, averages skip the socket pair: see :mod:`str
 
 from stretto.courier.orders import Counted
 from stretto.courier.place import Place
+from stretto.courier.server import serve
 from stretto.courier.trainer import Courier
 
-__all__ = ["Counted", "Courier", "Place"]
+__all__ = ["Counted", "Courier", "Place", "serve"]

@@ -66,8 +66,6 @@ class Around:
         from stretto.links import c10d  # noqa: PLC0415  (torch.distributed is loaded where it is asked for)
 
         epoch = epoch_of(place.view)
-        if epoch.agents.size < epoch.size:
-            raise UsageError("link c10d has no place for servers; use link tcp, or run without servers")
         if place.seat.uid not in epoch.uids:
             raise UsageError(f"agent {place.seat.label} comes too late: link c10d takes no newcomers; use link tcp")
         rank = epoch.uids.index(place.seat.uid)

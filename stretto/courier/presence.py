@@ -118,7 +118,8 @@ class Presence(Generic[S]):
     def _out(self, why: str) -> None:
         if self.leaving:
             return
-        self.say(f"{self.name} is out: {why}; it comes back at its next step")
+        when = "as soon as it may" if self._place.seat.serves else "at its next step"
+        self.say(f"{self.name} is out: {why}; it comes back {when}")
         self.session.out()
 
     def _deny(self, why: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, Generic, NamedTuple, Protocol, TypedDict, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypedDict, TypeVar
 
 import msgspec
 
@@ -117,6 +117,9 @@ class Batches(ABC, Generic[T]):
                 else:
                     if not self._dealt_anew(end=True):
                         return
+
+    in_step: ClassVar[bool]
+    """Have all agents been handed out as many batches?"""
 
     @property
     @abstractmethod

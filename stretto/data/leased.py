@@ -48,6 +48,8 @@ class Leased(Batches[Lease]):
         UsageError: this is no dataset, or a stream.
     """
 
+    in_step = False
+
     def __init__(
         self,
         dataset: Any,

@@ -44,6 +44,8 @@ class Shard(Batches[Turn]):
         Disagreement: the ledger is of other data.
     """
 
+    in_step = True
+
     def __init__(
         self,
         dataset: Any,

@@ -14,7 +14,7 @@ from stretto.launch.supervise import run_host
 def main(cluster_file: str, name: str, *command: str) -> int:
     try:
         cluster = read_cluster(Path(cluster_file))
-        return run_host(command, cluster, cluster.host(name), link="tcp")
+        return run_host(command, cluster, cluster.machine(name), link="tcp")
     except StrettoError as e:
         print(f"stretto: {e}", file=sys.stderr)
         return e.exit_code

@@ -77,6 +77,7 @@ def _listen(call: Call) -> Coordinator:
                 call.host,
                 call.port,
                 say=_say,
+                servers=call.servers,
                 min_agents=call.min_agents,
                 store=_store(call),
                 event=trace.event,

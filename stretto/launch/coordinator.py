@@ -29,7 +29,7 @@ _DETACHED: Final = '"$@" &'
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """What a :class:`stretto.membership.Coordinator` is made of.
+    """What a :class:`stretto.membership.Coordinator` is made of; ``size`` counts agents.
 
     ``patience``: seconds to wait for the port; ``store``: the address of the store that decides on views, if one does.
     """
@@ -38,6 +38,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     secret: str
     host: str
     port: int
+    servers: int = 0
     min_agents: int | None = None
     patience: float = 0.0
     store: str = ""
@@ -106,7 +107,14 @@ class Lifeline:
 
 
 def start_coordinator(
-    size: int, secret: str, host: str = "", port: int = 0, *, min_agents: int | None = None, patience: float = PATIENCE
+    size: int,
+    secret: str,
+    host: str = "",
+    port: int = 0,
+    *,
+    servers: int = 0,
+    min_agents: int | None = None,
+    patience: float = PATIENCE,
 ) -> Lifeline:
     """Start a coordinator that outlives this process, for agents that no launcher of ours started; see ``Call``.
 
@@ -127,7 +135,17 @@ def start_coordinator(
             pass_fds=(lifeline.theirs,),
             check=True,
         )
-        lifeline.begin(Call(size=size, secret=secret, host=host, port=port, min_agents=min_agents, patience=patience))
+        lifeline.begin(
+            Call(
+                size=size,
+                secret=secret,
+                host=host,
+                port=port,
+                servers=servers,
+                min_agents=min_agents,
+                patience=patience,
+            )
+        )
     except BaseException:
         lifeline.close()
         raise

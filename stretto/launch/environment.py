@@ -31,12 +31,17 @@ _SLURM_PORTS: Final = range(15000, 30000)
 class Identity:
     """Everything an agent needs to know to enter. ``rank`` is None where the coordinator numbers the agents.
 
+    One that ``serves`` is a server, and its ``rank`` is its number among the run's ``servers``; ``port``: where it is
+    reached, 0 for any. ``size`` counts agents.
     ``coordinator`` may be several addresses between commas. ``state`` is a folder for what outlives a process of ours.
     ``min_agents`` may go on without a majority. The run is saved at ``checkpoint`` every ``checkpoint_every`` seconds.
     """
 
     rank: int | None = 0
     size: int = 1
+    servers: int = 0
+    serves: bool = False
+    port: int = 0
     local_rank: int = 0
     coordinator: str | None = None
     hosts_coordinator: bool = False
@@ -70,6 +75,24 @@ def read(environ: Mapping[str, str]) -> Identity:
     return Identity(**common)
 
 
+def read_server(environ: Mapping[str, str]) -> Identity:
+    """The identity of a server, from the words that agents read, and STRETTO_SERVER, its number.
+
+    Raises:
+        UsageError: variables are missing or contradict each other.
+    """
+    if not environ.get("STRETTO_COORDINATOR"):
+        raise UsageError(
+            "a server needs to know its run: set STRETTO_COORDINATOR=HOST:PORT, STRETTO_SIZE, the number of agents, "
+            "and STRETTO_SECRET as the agents have them; or let stretto run --servers start it"
+        )
+    identity = replace(_of_stretto(environ, "STRETTO_SERVER"), **_common(environ), serves=True)
+    port = _number(environ, "STRETTO_SERVER_PORT") if environ.get("STRETTO_SERVER_PORT") else 0
+    if port >= 1 << 16:
+        raise UsageError(f"STRETTO_SERVER_PORT={port} is not a port; give 1024 to 65535, or leave it out")
+    return _checked(replace(identity, port=port))
+
+
 def addresses(text: str) -> list[str]:
     """The addresses between commas, each checked; or the one of a store.
 
@@ -93,14 +116,15 @@ def _common(env: Mapping[str, str]) -> dict[str, Any]:
         "trace": _path(env, "STRETTO_TRACE"),
         "state": _path(env, "STRETTO_STATE"),
         "min_agents": _number(env, "STRETTO_MIN_AGENTS") if env.get("STRETTO_MIN_AGENTS") else None,
+        "servers": _number(env, "STRETTO_SERVERS") if env.get("STRETTO_SERVERS") else 0,
         "checkpoint": env.get("STRETTO_CHECKPOINT") or None,
         "checkpoint_every": _seconds(env, "STRETTO_CHECKPOINT_EVERY"),
     }
 
 
-def _of_stretto(env: Mapping[str, str]) -> Identity:
+def _of_stretto(env: Mapping[str, str], rank: str = "STRETTO_RANK") -> Identity:
     return Identity(
-        rank=_number(env, "STRETTO_RANK") if env.get("STRETTO_RANK") else None,
+        rank=_number(env, rank) if env.get(rank) else None,
         size=_number(env, "STRETTO_SIZE"),
         local_rank=_number(env, "STRETTO_LOCAL_RANK") if env.get("STRETTO_LOCAL_RANK") else 0,
         coordinator=",".join(addresses(_text(env, "STRETTO_COORDINATOR"))),
@@ -180,7 +204,7 @@ def _checked(identity: Identity) -> Identity:
         raise UsageError(
             f"STRETTO_MIN_AGENTS={identity.min_agents} of {identity.size} agents; give 1 to {identity.size}"
         )
-    if identity.rank is not None and identity.rank >= identity.size:
+    if identity.rank is not None and identity.rank >= identity.size and not identity.serves:
         raise UsageError(
             f"{identity.launcher} says this is agent {identity.rank} of {identity.size}; "
             f"ranks are 0 to {identity.size - 1}"

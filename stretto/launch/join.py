@@ -1,4 +1,4 @@
-"""``stretto.join()``: from what the launcher left in the environment to an agent among the others."""
+"""``stretto.join()``: from what the launcher left in the environment to an agent, or a server, among the others."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from stretto import courier
 from stretto.agent import Agent
 from stretto.checkpoint import Keep
-from stretto.core import Epoch
+from stretto.core import FIRST_SERVER, Epoch
 from stretto.courier import Place
 from stretto.errors import UnknownName, UsageError
 from stretto.launch.coordinator import Lifeline, start_coordinator
-from stretto.launch.environment import LINKS, Identity, read
+from stretto.launch.environment import LINKS, Identity, read, read_server
 from stretto.links import addresses as places
 from stretto.links.connect import listen_tcp, listen_unix
 from stretto.membership import Entry, enter, kept
@@ -39,7 +40,8 @@ def join(*, link: str | None = None, environ: Mapping[str, str] | None = None) -
     if link not in LINKS:
         raise UnknownName("link", link, LINKS)
     saver = _saver(identity)
-    if identity.size == 1 or identity.coordinator is None or identity.secret is None:
+    alone = identity.size == 1 and not identity.servers
+    if alone or identity.coordinator is None or identity.secret is None:
         return Agent(saver=saver)
     lifeline = _host_coordinator(identity) if identity.hosts_coordinator else None
     try:
@@ -49,6 +51,21 @@ def join(*, link: str | None = None, environ: Mapping[str, str] | None = None) -
             lifeline.close()
         raise
     return Agent(place, saver=saver, left=lifeline.dismiss if lifeline is not None else lambda: None)
+
+
+def serve(*, environ: Mapping[str, str] | None = None) -> None:
+    """Be a server of the run that this process was started for; returns when all agents have left, or at SIGTERM.
+
+    Args:
+        environ: instead of this process's environment.
+
+    Raises:
+        UsageError: the environment contradicts itself, or the port is in use.
+        NetworkError: the coordinator cannot be reached, or no agent has been there for long.
+    """
+    identity = read_server(os.environ if environ is None else environ)
+    assert identity.coordinator is not None and identity.secret is not None
+    courier.serve(arrive(identity, "tcp", identity.coordinator, identity.secret))
 
 
 def _saver(identity: Identity) -> Saver | None:
@@ -65,6 +82,7 @@ def _host_coordinator(identity: Identity) -> Lifeline:
         identity.secret,
         host if host == "127.0.0.1" else "",
         port,
+        servers=identity.servers,
         min_agents=identity.min_agents,
     )
 
@@ -76,11 +94,12 @@ def arrive(identity: Identity, link: str, address: str, secret: str) -> Place:
         UsageError: the link cannot be had here.
         NetworkError: the coordinator or the others cannot be reached.
     """
-    tcp, control = listen_tcp(), listen_tcp()
+    tcp, control = listen_tcp(port=identity.port), listen_tcp()
     unix, unix_address = listen_unix()
     store = address if "://" in address else ""
     toward = places.join(*parse(store).servers[0]) if store else address.split(",", maxsplit=1)[0]
     ips = places.candidates(toward, identity.interface)
+    label = None if identity.rank is None else identity.rank + FIRST_SERVER * identity.serves
     entry = enter(
         address,
         secret,
@@ -90,11 +109,13 @@ def arrive(identity: Identity, link: str, address: str, secret: str) -> Place:
         control=[places.join(ip, control.getsockname()[1]) for ip in ips],
         host=places.machine_id(),
         pid=os.getpid(),
-        vote=kept(identity.state, identity.rank),
+        serves=identity.serves,
+        vote=kept(identity.state, label),
         say=_say,
     )
     epoch = epoch_of(entry.view)
-    _share_cores(entry, epoch)
+    if not identity.serves:
+        _share_cores(entry, epoch.agents)
     return Place(
         entry.seat,
         entry.view,
@@ -113,11 +134,14 @@ def arrive(identity: Identity, link: str, address: str, secret: str) -> Place:
 
 
 def choose(link: str, epoch: Epoch) -> str:
-    """The link that ``link`` means for these members.
+    """The link that ``link`` means for these members. Where agents share memory, servers are reached over tcp.
 
     Raises:
-        UsageError: shared memory was asked for and the agents are on several machines.
+        UsageError: shared memory was asked for and the agents are on several machines; or a link without servers.
     """
+    if link == "c10d" and epoch.agents.size < epoch.size:
+        raise UsageError("link c10d has no place for servers; use --link tcp, or run without servers")
+    epoch = epoch.agents
     together = len(set(epoch.hosts)) == 1
     if link == "shm" and not together:
         hosts = _labels_by_host(epoch)

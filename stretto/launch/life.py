@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from stretto.core import FIRST_SERVER, called
 from stretto.errors import NetworkError
 from stretto.launch.lives import Lives
 from stretto.launch.output import Held, Pipe
@@ -66,14 +67,22 @@ class Life:
 
 @dataclass(slots=True)
 class Agent:
-    """One agent of a launch, through all its lives. ``due``: when it is started again."""
+    """One agent of a launch, or server, through all its lives. ``due``: when it is started again."""
 
-    rank: int
+    label: int
     command: Sequence[str]
     environ: Mapping[str, str]
     life: Life
     lives: Lives
     due: float | None = None
+
+    @property
+    def name(self) -> str:
+        return called(self.label)
+
+    @property
+    def serves(self) -> bool:
+        return self.label >= FIRST_SERVER
 
     @property
     def running(self) -> bool:

@@ -11,7 +11,7 @@ _CHUNK: Final = 1 << 16
 _LONGEST_LINE: Final = 1 << 16
 _MOST_HELD: Final = 5000
 _TRACEBACK: Final = "Traceback (most recent call last):"
-_ERROR: Final = re.compile(r"(?:\d+\| )?(?!stretto: )([A-Za-z_][\w.]*(?:: .*)?)$")
+_ERROR: Final = re.compile(r"(?:(?:server )?\d+\| )?(?!stretto: )([A-Za-z_][\w.]*(?:: .*)?)$")
 """A line that names an exception: nothing else of a traceback begins in its first column with a name."""
 
 

@@ -7,6 +7,9 @@ traceback is shown, the others' are not, and all are ended, with their couriers 
 moment later, to whole process groups. Only in an agent that was started again a failure may be due to just that (a file
 exists already): it is shown, and counts as one more death. An agent that ends leaves its courier a moment to say
 goodbye.
+
+Servers are looked after like agents. They go by themselves when all agents have left; where nobody was left to tell
+them, they are told here.
 """
 
 from __future__ import annotations
@@ -19,16 +22,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from stretto.errors import ScriptFailed
+from stretto.core import called
+from stretto.errors import NetworkError, ScriptFailed
 from stretto.launch.coordinator import Call, Lifeline, import_path
 from stretto.launch.hearing import Hearing, Show
 from stretto.launch.life import Agent, End, Life
 from stretto.launch.lives import Lives
+from stretto.membership.compose import listed
 
 _SETTLE: Final = 1.0
 """Seconds to wait for the cause when the first to fail only missed another agent."""
 _GRACE: Final = 1.2
 """Seconds between SIGTERM and SIGKILL; all is over within 2 s."""
+_IDLE: Final = 5.0
+"""Seconds that servers have to go when all agents have ended."""
 _LATE: Final = 60.0
 """Seconds in which an agent that was started again as the others finished has to find out, and end."""
 
@@ -48,13 +55,23 @@ class Run:
         show: gets every line, and whether it is of standard error.
         piped: whether we read what agents print.
         elsewhere: whether other launches have agents of the same run.
+        served_elsewhere: whether they have servers of it.
         restarts: how often an agent is started again at most; None: always.
     """
 
-    def __init__(self, show: Show, *, piped: bool, elsewhere: bool = False, restarts: int | None = None) -> None:
+    def __init__(
+        self,
+        show: Show,
+        *,
+        piped: bool,
+        elsewhere: bool = False,
+        served_elsewhere: bool = False,
+        restarts: int | None = None,
+    ) -> None:
         self._hearing = Hearing(show, self._on_signal)
         self._piped = piped
         self._elsewhere = elsewhere
+        self._shared = elsewhere or served_elsewhere
         self._lives = Lives(restarts)
         self._agents: list[Agent] = []
         self._lost: list[Agent] = []
@@ -88,13 +105,14 @@ class Run:
         """
         line = self._lifeline
         self._coordinator = self._hearing.start(
-            line.command(), import_path(os.environ), guarded=not self._elsewhere, descriptors=[line.theirs]
+            line.command(), import_path(os.environ), guarded=not self._shared, descriptors=[line.theirs]
         )
         return line.begin(call)
 
-    def start(self, rank: int, command: Sequence[str], environ: Mapping[str, str]) -> None:
-        life = self._live(rank, command, environ)
-        self._agents.append(Agent(rank, command, environ, life, self._lives))
+    def start(self, label: int, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        """Start an agent, or a server (:data:`stretto.core.FIRST_SERVER`)."""
+        life = self._live(label, command, environ)
+        self._agents.append(Agent(label, command, environ, life, self._lives))
 
     def until_the_end(self) -> int:
         """Poll until all agents are gone, and those elsewhere that need our coordinator too."""
@@ -115,13 +133,18 @@ class Run:
     def _over(self) -> bool:
         if not all(agent.over for agent in self._agents):
             return False
-        if self._ending_since is not None or not self._elsewhere or self._coordinator is None:
+        if self._ending_since is not None or not self._shared or self._coordinator is None:
             return True
         self._lifeline.dismiss()
         return self._coordinator.gone
 
-    def _live(self, rank: int, command: Sequence[str], environ: Mapping[str, str]) -> Life:
-        return self._hearing.start(command, environ, prefix=f"{rank}| " if self._piped else "", piped=self._piped)
+    def _live(self, label: int, command: Sequence[str], environ: Mapping[str, str]) -> Life:
+        prefix = f"{called(label).removeprefix('agent ')}| " if self._piped else ""
+        return self._hearing.start(command, environ, prefix=prefix, piped=self._piped)
+
+    @property
+    def _trainers(self) -> list[Agent]:
+        return [agent for agent in self._agents if not agent.serves]
 
     def _say(self, line: str) -> None:
         self._hearing.show(f"stretto: {line}", True)
@@ -137,6 +160,8 @@ class Run:
                 self._died(agent)
             case End.ALONE:
                 self._lost.append(agent)
+            case End.FAILED if agent.serves and life.code == NetworkError.exit_code:
+                self._lost.append(agent)
             case End.FAILED if agent.lives.deaths:
                 self._hearing.release(life)
                 self._died(agent)
@@ -151,10 +176,10 @@ class Run:
     def _died(self, agent: Agent) -> None:
         life = agent.life
         agent.lives = agent.lives.died(0.0 if life.end is End.FAILED else life.ended_at - life.began_at)
-        what = f"agent {agent.rank} {life.how}"
+        what = f"{agent.name} {life.how}"
         if self._others_have_finished():
             self._say(f"{what}; it is not started again, for the others have finished")
-        elif self._nobody_trains():
+        elif self._nobody_trains() and not agent.serves:
             self._fail(agent)
         elif (why := agent.lives.why_no_more) is not None:
             self._say(f"{what}; {why}, and the others go on without it")
@@ -164,10 +189,10 @@ class Run:
 
     def _nobody_trains(self) -> bool:
         """No agent of ours or elsewhere can hold the model."""
-        return not self._elsewhere and not any(agent.running for agent in self._agents)
+        return not self._elsewhere and not any(agent.running for agent in self._trainers)
 
     def _others_have_finished(self) -> bool:
-        return self._nobody_trains() and any(agent.finished for agent in self._agents)
+        return self._nobody_trains() and any(agent.finished for agent in self._trainers)
 
     def _advance(self, now: float) -> None:
         """What time alone brings about."""
@@ -176,6 +201,7 @@ class Run:
         if self._ending_since is None:
             self._begin_again(now)
             self._end_the_late(now)
+            self._end_the_idle(now)
         elif now - self._ending_since > self._kill_after:
             self._send(signal.SIGKILL)
 
@@ -194,22 +220,33 @@ class Run:
                 continue
             if finished:
                 agent.due = None
-                self._say(f"agent {agent.rank} is not started again, for the others have finished")
+                self._say(f"{agent.name} is not started again, for the others have finished")
             elif agent.life.gone and now >= agent.due:
                 agent.due = None
-                agent.life = self._live(agent.rank, agent.command, agent.environ)
+                agent.life = self._live(agent.label, agent.command, agent.environ)
 
     def _end_the_late(self, now: float) -> None:
         """An agent that was started again as the others finished cannot get in any more, and should know it."""
-        finished = [agent.life.ended_at for agent in self._agents if agent.finished]
-        running = [agent for agent in self._agents if agent.running]
+        finished = [agent.life.ended_at for agent in self._trainers if agent.finished]
+        running = [agent for agent in self._trainers if agent.running]
         if self._elsewhere or not finished or not all(agent.lives.deaths for agent in running):
             return
         for agent in running:
             late = agent.life.began_at - max(finished)
             if late > -_LATE and now - max(finished) > _LATE + max(late, 0.0):
-                self._say(f"agent {agent.rank} was started again as the others finished, and hangs: it is killed")
+                self._say(f"{agent.name} was started again as the others finished, and hangs: it is killed")
                 self._hearing.finish(agent.life)
+
+    def _end_the_idle(self, now: float) -> None:
+        """Servers that nobody told that all agents have left."""
+        if self._elsewhere or not all(agent.over for agent in self._trainers):
+            return
+        idle = now - max((agent.life.ended_at for agent in self._trainers), default=now)
+        for server in self._agents:
+            if server.serves and server.running and idle > 2 * _IDLE:
+                self._hearing.finish(server.life)
+            elif server.serves and server.running and idle > _IDLE:
+                server.life.group.send(signal.SIGTERM)
 
     def _fail(self, culprit: Agent) -> None:
         """End all because of one."""
@@ -220,10 +257,9 @@ class Run:
 
     def _tell_who_ended(self) -> None:
         """Known only when all are gone: one that seemed to run may have been finishing when the signal came."""
-        ranks = [str(agent.rank) for agent in self._concerned if not agent.finished]
-        if ranks and self._culprit is not None and self._culprit.life.end is not End.ALONE:
-            who = f"agent{'s' if len(ranks) > 1 else ''} {', '.join(ranks)}"
-            self._say(f"{who} ended because agent {self._culprit.rank} failed")
+        labels = [agent.label for agent in self._concerned if not agent.finished]
+        if labels and self._culprit is not None and self._culprit.life.end is not End.ALONE:
+            self._say(f"{listed(labels)} ended because {self._culprit.name} failed")
 
     def _on_signal(self, number: int) -> None:
         if self._signal is not None:
@@ -246,10 +282,10 @@ class Run:
                 agent.life.group.send(number)
 
     def _verdict(self, agent: Agent) -> ScriptFailed:
-        what = f"agent {agent.rank} {agent.life.how}"
+        what = f"{agent.name} {agent.life.how}"
         if agent.life.end is End.FAILED:
             return ScriptFailed(what)
-        if len(self._agents) > 1:
+        if len(self._trainers) > 1:
             what += ", and no other agent is left that has the model"
         memory = ", and see whether the machine was out of memory" if agent.life.code == -signal.SIGKILL else ""
         return NobodyLeft(what, f"; start the run again{memory}")

@@ -188,6 +188,7 @@ class Helm(Follower, ABC):
             self._suspected.setdefault(uid, "it left")
 
     def _end(self) -> None:
+        self._proposal = None
         for uid in sorted(self._connected - self._members):
             if self._label(uid) != FOUNDER:
                 self._deny(uid, OVER)

@@ -32,6 +32,7 @@ from stretto.server.messages import (
     PULL,
     PUSH,
     READ,
+    RETURN,
     SOME,
     WAIT,
     WHOLE,
@@ -150,6 +151,13 @@ class Client:
         more = torch.tensor([max(min(_FEWEST, terms[0]), terms[0] * self._pace), *terms[1:]], dtype=torch.float64)
         self._sample(number, Request(LEASE, self._me, self._clock + 1, fences, float(wish), self._lease, more), ())
 
+    def give_back(self, number: int, lease: int) -> None:
+        """Those samples will not be trained here. (An epoch that ends before that is heard gives them back, or we do
+        when we leave.)"""
+        if self._ask is not None:
+            self._ask(0, Request(RETURN, self._me, lease=lease), ())
+        self._ended(number, None)
+
     def read(self, number: int) -> None:
         """What is trained?"""
         self._sample(number, Request(READ, self._me), ())
@@ -159,7 +167,6 @@ class Client:
     def enter(self, ask: Ask) -> None:
         """Another epoch: what is not answered is asked again."""
         self._ask = ask
-        self._say_whether_we_count()
         due = self._values
         if due is not None:
             if self._server.staleness == 0:
@@ -167,6 +174,7 @@ class Client:
             for slot in [slot for slot in due.requests if slot in due.open]:
                 request, body = due.requests[slot]
                 ask(slot, request, body)
+        self._say_whether_we_count()  # (who pushes, counts)
         if self._samples is not None:
             _, request, body = self._samples
             ask(0, request, body)

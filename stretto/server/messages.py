@@ -23,8 +23,8 @@ answers about samples; a slot given to a new holder; it has it."""
 LARGE: Final = 64 << 10
 """Bytes of values that travel by themselves."""
 
-PUSH, PAUSE, LEASE, DEAL, LOAD, PULL, READ, COPY = range(8)
-"""Kinds of requests. The first five change the slot and go down its chain; the others ask its tail."""
+PUSH, PAUSE, LEASE, RETURN, DEAL, LOAD, PULL, READ, COPY = range(9)
+"""Kinds of requests. Those before ``PULL`` change the slot and go down its chain; the others ask its tail."""
 
 GRANTED, FENCE, END, WAIT = range(4)
 """How a request for samples ends: here they are; all stop at a fence first; there are none; none yet."""

@@ -30,6 +30,7 @@ from stretto.server.messages import (
     LOAD,
     PAUSE,
     PUSH,
+    RETURN,
     WAIT,
     Request,
     numbers,
@@ -42,11 +43,22 @@ from stretto.server.value import Server
 
 
 class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is dealt: from ``ledger`` on, ``batch_size`` samples an agent and step, for so many epochs."""
+    """What is dealt: from ``ledger`` on, ``batch_size`` samples an agent and step, for so many epochs.
+
+    ``meet``: all stop at a fence when so many more samples are trained; 0: only when somebody wishes.
+    """
 
     ledger: Ledger
     batch_size: int
     epochs: int
+    meet: int = 0
+
+
+class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is told at a fence: the ledger, and how often each staleness was met by pushes to the first slot."""
+
+    ledger: Ledger | None
+    staleness: dict[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +71,19 @@ class Reply:
 
 
 class Stock:
-    """``like``: of the slot's elements, for ``codec``, by which pushes come. ``values`` (1-d) are where it begins."""
+    """``like``: of the slot's elements, for ``codec``, by which pushes come. ``values`` (1-d) are where it begins.
+
+    ``changes`` counts what was carried out and is no push.
+    """
 
     def __init__(self, slot: Slot, server: Server, rule: Rule, codec: Codec, like: Like, values: Tensor) -> None:
         self.slot = slot
         self.shard = Shard(slot, server, rule, values)
-        self.fences = 0
+        self.fences = self.changes = 0
         self._rule, self._server, self._codec, self._like = rule, server, codec, like
         self._coding = codec.init(like)
         self._members: tuple[int, ...] = ()
-        self._passes = 0
+        self._passes = self._meet = self._met = 0
         self._leases: Leases | None = None
         self._waiting: dict[int, Request] = {}
         self._asking: dict[int, Request] = {}
@@ -79,9 +94,10 @@ class Stock:
         return self.shard.version
 
     @property
-    def ledger(self) -> Ledger | None:
-        """What is trained."""
-        return self._leases.ledger if self._leases is not None else None
+    def known(self) -> Known:
+        """What is trained, and how stale gradients were."""
+        ledger = self._leases.ledger if self._leases is not None else None
+        return Known(ledger, dict(self.shard.staleness))
 
     def enter(self, members: tuple[int, ...], clock: int | None) -> None:
         """Another epoch begins, of these members (uids by rank); ``clock``: to which all slots go back."""
@@ -108,6 +124,7 @@ class Stock:
             ProtocolError: it does not fit this slot.
             DamagedPayload: it cannot be decoded.
         """
+        self.changes += request.kind in {LEASE, DEAL, LOAD}
         match request.kind:
             case _ if request.uid not in self._members:
                 raise ProtocolError(f"slot {self.slot.number} is asked by {request.uid}, who is no member")
@@ -120,6 +137,8 @@ class Stock:
             case kind if kind == LEASE:
                 self._asking[request.uid] = request
                 self._told.discard(request.uid)
+            case kind if kind == RETURN and self._leases is not None:
+                self._leases.give_back(request.uid, request.lease)
             case kind if kind == DEAL:
                 self._deal(request, body)
                 return [Reply(request.uid, request, numbers(GRANTED, self.fences))]
@@ -133,14 +152,18 @@ class Stock:
         return {
             "shard": self.shard.state(),
             "fences": self.fences,
+            "changes": self.changes,
             "passes": self._passes,
+            "meet": [self._meet, self._met],
             "leases": self._leases.state() if self._leases is not None else None,
         }
 
     def load(self, found: dict[str, Any]) -> None:
         """Be as another one of this slot's."""
         self.shard.load(found["shard"])
-        self.fences, self._passes, leases = found["fences"], found["passes"], found["leases"]
+        self.fences, self.changes = found["fences"], found["changes"]
+        self._passes, leases = found["passes"], found["leases"]
+        self._meet, self._met = found["meet"]
         self._leases = Leases.of(leases, static=self._server.staleness == 0) if leases is not None else None
 
     def _begin(self, found: dict[str, Any]) -> None:
@@ -196,13 +219,18 @@ class Stock:
         terms = msgspec.json.decode(bytes(body[0].numpy()), type=Terms)
         self._leases = Leases(terms.ledger, terms.batch_size, terms.epochs, static=self._server.staleness == 0)
         self._leases.enter(self._members)
+        self._meet, self._met = terms.meet, terms.ledger.trained
 
     def _dealt(self) -> list[Reply]:
         """To whom something can be said about samples now."""
         if not self._asking:
             return []
-        over = self._leases is not None and self._leases.over
-        if not over and any(r.weight > 0 and r.have == self.fences for r in self._asking.values()):
+        leases = self._leases
+        over = leases is not None and leases.over
+        wished = any(r.weight > 0 and r.have == self.fences for r in self._asking.values())
+        if leases is not None and self._meet and leases.ledger.trained // self._meet > self._met // self._meet:
+            self._met, wished = leases.ledger.trained, True
+        if wished and not over:
             self.fences += 1
         replies = []
         for uid, request in list(self._asking.items()):

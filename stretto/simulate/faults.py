@@ -37,7 +37,10 @@ WORDS: Final[dict[Kind, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``who``: labels, of agents or servers. ``seconds``: how long it lasts; ``pieces``: how many an agent sends before it falls."""
+    """``who``: labels, of agents or servers.
+
+    ``seconds``: how long it lasts; ``pieces``: how many one sends before it falls.
+    """
 
     at: float
     kind: Kind

@@ -207,6 +207,7 @@ class Process(ABC):
     def go_out(self) -> None:
         self.out, self.healed = True, False
         self.places.clear()
+        self.world.copies.gone(self.uid)
         self.session.out()
 
     def _lost(self, uid: int, why: str) -> None:
@@ -276,12 +277,15 @@ class Process(ABC):
     def direct_results(self, round: int) -> dict[int, Tensor]:
         return {}
 
-    def lend(self, x: Tensor) -> None:
+    def lend(self, x: Tensor) -> Tensor | None:
         """Nobody shares memory."""
+        return None
 
     def borrow(self, words: Tensor, dtype: torch.dtype) -> Tensor:
         raise Broken("somebody lends memory that nobody shares")
 
     def event(self, name: str, **fields: Any) -> None:
+        if name in {"slots", "slot"}:
+            self.world.copies.found(self.port.epoch, self.uid, fields["held"])
         if self.world.log is not None:
             self.world.say(f"{self} session: {name} {fields}")

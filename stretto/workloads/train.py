@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from stretto.core import Network
+from stretto.core import Network, Strategy
 from stretto.server import Server
 from stretto.text import coerce
 from stretto.workloads.result import Outcome, Progress
@@ -53,6 +53,8 @@ class Report(Protocol):
     def dense(self) -> int: ...
     @property
     def coded(self) -> int: ...
+    @property
+    def staleness(self) -> dict[int, int]: ...
 
 
 class Shard(Protocol):
@@ -60,6 +62,8 @@ class Shard(Protocol):
 
     advanced: tuple[int, int]
 
+    @property
+    def in_step(self) -> bool: ...
     def __iter__(self) -> Iterator[Any]: ...
     def proof(self) -> str: ...
 
@@ -78,7 +82,16 @@ class Agent(Protocol):
     @property
     def network(self) -> Network: ...
     def prepare(self, model: Any, *optimizers: Any, strategy: Any = ...) -> tuple[Any, ...]: ...
-    def shard(self, dataset: Any, batch_size: int, epochs: int = ..., seed: int = ...) -> Shard: ...
+    def shard(
+        self,
+        dataset: Any,
+        batch_size: int,
+        epochs: int = ...,
+        seed: int = ...,
+        *,
+        meet: int = ...,
+        on_meet: Callable[[], object] = ...,
+    ) -> Shard: ...
     def mean(self, value: float, /) -> float: ...
     def digest(self) -> str: ...
     def synchronise(self) -> None: ...
@@ -171,6 +184,7 @@ class Tally:
             codec_seconds=report.codec_cpu,
             dense=report.dense,
             coded=report.coded,
+            staleness=report.staleness,
             rate=self.agent.network.rate,
             digest=self.agent.digest(),
         )
@@ -211,10 +225,13 @@ def train(
     model, optimizer, _ = agent.prepare(model, workload.optimizer(model), tally, strategy=strategy)
     agent.mean(0.0)  # everybody is here: the clocks start together
     tally.begin()
-    shard = agent.shard(loaded.train, batch_size, epochs=epochs, seed=seed)
-    told, tested = -NEWS_EVERY, 0
-    accuracy, test_loss, loss = None, 0.0, torch.tensor(0.0)
+    judge = _Judge(agent, tally, lambda: evaluate(agent, workload, model, loaded.test), tests, target, seconds)
+    meet = samples // (tests_an_epoch or 4)
+    shard = agent.shard(loaded.train, batch_size, epochs=epochs, seed=seed, meet=meet, on_meet=judge.look)
+    told, loss = -NEWS_EVERY, torch.tensor(0.0)
     for x, y in shard:
+        if judge.over:
+            break
         loss = workload.loss(model(x), y)
         loss.backward()
         optimizer.step()
@@ -226,23 +243,60 @@ def train(
         now = tally.seconds()
         if now - told >= NEWS_EVERY:
             told = now
-            progress(tally.progress(shard, loss.item(), accuracy))
-        if after > before:
-            accuracy, test_loss = evaluate(agent, workload, model, loaded.test)
-            tested = agent.steps
-            tally.do_not_count(since=now)
-            if target is not None and accuracy >= target:
-                break
+            progress(tally.progress(shard, loss.item(), judge.accuracy))
+        if not shard.in_step:
+            continue
+        if after > before and judge.test():
+            break
         if seconds is not None and agent.steps % AGREE_EVERY == 0 and tally.agree() >= seconds:
             break
 
     agent.synchronise()
-    report, last = agent.report(), tally.progress(shard, loss.item(), accuracy)
-    if accuracy is None or tested != agent.steps:
-        accuracy, test_loss = evaluate(agent, workload, model, loaded.test)
+    report, last = agent.report(), tally.progress(shard, loss.item(), judge.accuracy)
+    accuracy, test_loss = judge.last()
     progress(msgspec.structs.replace(last, accuracy=accuracy))
     rmse = math.sqrt(test_loss) if workload.squared else None
     return tally.outcome(last, shard, accuracy, test_loss, report, rmse=rmse, floor=loaded.floor)
+
+
+class _Judge:
+    """Tests the model, by ``evaluate()``, and says when training is ``over``; the same at all agents."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        tally: Tally,
+        evaluate: Callable[[], tuple[float, float]],
+        tests: bool,
+        target: float | None,
+        seconds: float | None,
+    ) -> None:
+        self._agent, self._tally, self._evaluate = agent, tally, evaluate
+        self._tests, self._target, self._seconds = tests, target, seconds
+        self._tested, self._loss = 0, 0.0
+        self.accuracy: float | None = None
+        self.over = False
+
+    def test(self) -> bool:
+        """Is it good enough?"""
+        now = self._tally.seconds()
+        self.accuracy, self._loss = self._evaluate()
+        self._tested = self._agent.steps
+        self._tally.do_not_count(since=now)
+        self.over = self._target is not None and self.accuracy >= self._target
+        return self.over
+
+    def look(self) -> None:
+        """All have stopped: test, and look at the clock."""
+        if self._tests:
+            self.test()
+        self.over |= self._seconds is not None and self._tally.agree() >= self._seconds
+
+    def last(self) -> tuple[float, float]:
+        """Accuracy and loss at the end."""
+        if self.accuracy is None or self._tested != self._agent.steps:
+            self.accuracy, self._loss = self._evaluate()
+        return self.accuracy, self._loss
 
 
 def evaluate(agent: Agent, workload: Workload, model: nn.Module, split: Split) -> tuple[float, float]:
@@ -271,7 +325,8 @@ def judged(workload: Workload, model: nn.Module, given: Tensor, wanted: Tensor) 
 
 def _rows(workload: Workload, strategy: str) -> dict[str, bool]:
     """A server takes gradients by rows, where a model can give them so."""
-    served = isinstance(coerce(strategy, "strategy").exchange, Server)
+    chosen: Strategy = coerce(strategy, "strategy")
+    served = isinstance(chosen.exchange, Server) and chosen.signal == "gradient"
     return {"sparse": True} if workload.tables and served else {}
 
 
