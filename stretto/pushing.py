@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
+from stretto.buffers import Buffers
 from stretto.drifted import Drifted
 from stretto.drifts import diverged
 from stretto.notices import Given, noticed
@@ -67,6 +68,7 @@ class Pushing:
         words: :data:`WORDS` bytes that the courier sees.
         together: every step is one of all.
         late: we are new: first of all we stop at a fence, where we are let in.
+        buffers: become a mean of all agents' at fences.
     """
 
     def __init__(
@@ -78,8 +80,9 @@ class Pushing:
         *,
         late: bool,
         together: bool,
+        buffers: Buffers | None = None,
     ) -> None:
-        self.pushed, self._together = pushed, together
+        self.pushed, self._together, self._buffers = pushed, together, buffers
         self._notice, self._wire, self._late = notice, wire, late
         self._about, self._ledger = words[:-_LEDGER].view(torch.float64), words[-_LEDGER:]
         self._passes = self._fences = self._steps = self._batch = 0
@@ -203,7 +206,7 @@ class Pushing:
         if self.pushed.left and not self._late:
             await self._push()
         if not self._late:
-            await self._agree(fence=False)
+            await self._agree(fence=False, buffers=self._buffers)
             await self._pull()
             await self._agree(fence=False)
 
@@ -215,7 +218,7 @@ class Pushing:
         """
         if self.pushed.left and not self._late:  # (else what we trained is others' to train)
             await self._push()
-        closing = await self._agree(fence=True)
+        closing = await self._agree(fence=True, buffers=self._buffers)
         if closing.alone:
             return
         self._late = False
@@ -230,10 +233,16 @@ class Pushing:
         if self._notice[1][3] > 0:
             raise diverged(self._steps)
 
-    async def _agree(self, *, fence: bool) -> Closing:
+    async def _agree(self, *, fence: bool, buffers: Buffers | None = None) -> Closing:
         flat, mean = self._notice
         noticed(flat, self._wire.wishes(), lost=not self.pushed.finite)
-        return await self._wire.agree([Given(0, flat, mean)], fence=fence)
+        given = [Given(0, flat, mean)]
+        if buffers is not None and buffers.board():
+            given.append(Given(1, buffers.flat, buffers.mean))
+        closing = await self._wire.agree(given, fence=fence)
+        if len(given) > 1 and buffers is not None and not closing.alone:
+            buffers.alight(float(mean[0]))
+        return closing
 
     # What others are given, and what is our own
 
