@@ -83,6 +83,7 @@ class Pushing:
         self._notice, self._wire, self._late = notice, wire, late
         self._about, self._ledger = words[:-_LEDGER].view(torch.float64), words[-_LEDGER:]
         self._passes = self._fences = self._steps = self._batch = 0
+        self._ended = False
         self._coming: Awaitable[bool] | None = None
         self._handed: int | None = None
         self._lease = -1
@@ -101,8 +102,9 @@ class Pushing:
         if self._late:
             await self._stop()
             if self._passes:
-                return  # the others have begun it
+                return  # the others have begun it, and may be at its end
         self._passes += 1
+        self._ended = False
         x = self._ledger[: len(terms)]
         x.copy_(torch.frombuffer(bytearray(terms), dtype=torch.uint8))
         await self._wire.ask("deal", x, self._passes)
@@ -162,13 +164,13 @@ class Pushing:
 
         Nor do we wait while something is left.
         """
-        while True:
+        while not self._ended:
             coming, self._coming = self._coming, None
             if self._late:
                 if coming is not None:
                     await coming  # nobody answered it
-                coming = None
                 await self._stop()
+                continue
             early = ahead or self.pushed.left
             if not await (coming or self._ask(early)):
                 self._late = True
@@ -178,12 +180,13 @@ class Pushing:
                 self._fences = int(about[1])
                 await self._stop()
             elif about[0] == END and not early:
+                self._ended = True
                 await self._stop(last=True)
-                return None
             elif about[0] not in (END, WAIT):
                 return about
             elif early:
                 return None
+        return None
 
     async def _skip(self) -> None:
         """A batch was handed out and no step made, where every step is one of all: we have nothing to give to it."""
@@ -243,13 +246,13 @@ class Pushing:
         return self.pushed.shared()
 
     def state(self) -> list[Any]:
-        return [self._passes, self._fences]
+        return [self._passes, self._fences, self._ended]
 
     def adopt(self, outers: list[Any]) -> None:
         """We have been given what all share."""
         self.pushed.adopt()
         if outers:
-            self._passes, self._fences = outers
+            self._passes, self._fences, self._ended = outers
 
     async def collect(self) -> None:
         """Nothing is under way between two steps."""
@@ -260,6 +263,7 @@ class Pushing:
     async def reload(self) -> None:
         """Each has a part of a checkpoint: let it be what servers have."""
         self._passes = self._fences = 0
+        self._ended = False
         await self._wire.ask("load", self._about)
         await self._agree(fence=False)
         await self._pull()

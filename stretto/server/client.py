@@ -98,18 +98,12 @@ class Client:
         self._values: _Due | None = None
         self._samples: tuple[int, Request, Payload] | None = None
         self._lease = -1
-        self._had = False
         self._lent: dict[tuple[int, int], Tensor | None] = {}
         self.kept: dict[int, Tensor] = {}
 
     def values_of(self, slot: int) -> Tensor:
         """Where the values of a slot lie."""
         return self._memory.values(self._slots[slot])
-
-    @property
-    def begun(self) -> bool:
-        """Have we had values?"""
-        return self._had
 
     @property
     def waits(self) -> bool:
@@ -171,7 +165,6 @@ class Client:
     def enter(self, ask: Ask) -> None:
         """Another epoch: what is not answered is asked again."""
         self._ask = ask
-        self._say_whether_we_count()
         due = self._values
         if due is not None:
             if self._server.staleness == 0:
@@ -179,6 +172,7 @@ class Client:
             for slot in [slot for slot in due.requests if slot in due.open]:
                 request, body = due.requests[slot]
                 ask(slot, request, body)
+        self._say_whether_we_count()  # (who pushes, counts)
         if self._samples is not None:
             _, request, body = self._samples
             ask(0, request, body)
@@ -213,7 +207,7 @@ class Client:
             self.kept[slot] = payload[1].clone()
         else:
             self._take(self._slots[slot], kind, payload[1:])
-            self._have[slot], self._had = version, True
+            self._have[slot] = version
         self._seen, self._fastest = max(self._seen, slowest), max(self._fastest, fastest)
         due.open.remove(slot)
         self._close()

@@ -5,7 +5,9 @@ the highest gives it to the others. Where every step is one of all (staleness 0)
 ahead of others. Nobody has seen all of that step, so it is undone where it was made: all go on from the step that every
 slot has made, and what was pushed for the next one is pushed again.
 
-Copies that are not needed any more are kept until those who need one have it.
+A slot whose chain changes is given to those who lack it. Until all of them have it, nobody is answered, so all copies
+that there were remain good, also those that are a push behind, and are kept; afterwards they are not. So a plan comes
+into force when all know it: who reports for the next one knows whose copies are good.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from stretto.server.space import Extent, Slot, assign
 
 _REPORT: Final = 10
 _PLAN: Final = 11
+_KNOWN: Final = 12
 
 
 T = TypeVar("T")
@@ -41,17 +44,31 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
 SlotsOf = Callable[[Spec], tuple[Sequence[Slot], "int | None", int]]
 
 
-class Report(Struct, frozen=True, forbid_unknown_fields=True):
-    """What one member has: of each slot that it has a copy of, the version, and its place in the chain.
+class Copy(Struct, frozen=True, forbid_unknown_fields=True):
+    """A copy of a slot: what it has seen, and its holder's ``place`` in the chain; -1: none, it is kept for others."""
 
-    ``begun``: it has had values that were held somewhere.
+    version: int
+    changes: int
+    place: int
+
+
+class Report(Struct, frozen=True, forbid_unknown_fields=True):
+    """What one member has.
+
+    Attributes:
+        entered: the number of the epoch in which it came in.
+        plan: the number of the last plan that it knows (its epoch's); 0: none.
+        copies: by slot; what was good when that plan was made, or was given to it since.
+        lacking: slots that it is to have by that plan, and was not given yet.
     """
 
     uid: int
     serves: bool
     spec: Spec | None
-    begun: bool
-    copies: dict[int, tuple[int, int]]
+    entered: int
+    plan: int
+    copies: dict[int, Copy]
+    lacking: tuple[int, ...] = ()
 
 
 class Plan(Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,23 +77,28 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         members: uids of the agents, by rank.
         chains: ranks, by slot; nobody, where all copies of a slot are gone.
-        sources: who has a slot's latest version; -1: nobody, as nothing was held before.
-        lacking: those of its chain who have not, by slot.
-        versions: which one that is, by slot.
+        having: who has the latest of a slot, the one who gives it to others first; nobody, where nothing was held yet.
+        good: whose copies have all that was answered: these, and some who keep theirs for a while.
         clock: to which all slots go back, where every step is one of all.
     """
 
     spec: Spec
     members: tuple[int, ...]
     chains: tuple[tuple[int, ...], ...]
-    sources: tuple[int, ...]
-    lacking: tuple[tuple[int, ...], ...]
-    versions: tuple[int, ...]
+    having: tuple[tuple[int, ...], ...]
+    good: tuple[tuple[int, ...], ...]
     clock: int | None
 
+    def lacking(self, slot: int) -> tuple[int, ...]:
+        """Who is to hold it, and is given it."""
+        having = self.having[slot]
+        return tuple(rank for rank in self.chains[slot] if having and rank not in having)
 
-async def settle(link: Link, report: Report, slots_of: SlotsOf) -> Plan:
-    """The plan of this epoch. ``slots_of`` makes a spec's slots, and says its bound and the length of chains.
+
+async def settle(link: Link, report: Report, slots_of: SlotsOf, known: Callable[[Plan], None]) -> Plan:
+    """The plan of this epoch, when all know it; ``known(plan)`` is called when we do.
+
+    ``slots_of`` makes a spec's slots, and says its bound and the length of chains.
 
     Raises:
         PeerLost: somebody is gone: there will be another epoch.
@@ -84,13 +106,26 @@ async def settle(link: Link, report: Report, slots_of: SlotsOf) -> Plan:
     """
     if link.rank:
         link.post(0, (_written(report),), _REPORT)
-        return _read((await link.recv(0, _PLAN)).payload, Plan)
+        plan = _read((await link.recv(0, _PLAN)).payload, Plan)
+        known(plan)
+        link.post(0, (_nothing(),), _KNOWN)
+        await link.recv(0, _KNOWN)
+        return plan
     coming = [link.recv(other, _REPORT) for other in range(1, link.size)]
     reports = [report, *[_read((await message).payload, Report) for message in coming]]
     plan = made(reports, link.hosts, *slots_of(_agreed(reports)))
+    known(plan)
     for other in range(1, link.size):
         link.post(other, (_written(plan),), _PLAN)
+    for other in range(1, link.size):
+        await link.recv(other, _KNOWN)
+    for other in range(1, link.size):
+        link.post(other, (_nothing(),), _KNOWN)
     return plan
+
+
+def _nothing() -> Tensor:
+    return torch.zeros(1, dtype=torch.uint8)
 
 
 def made(
@@ -104,38 +139,49 @@ def made(
     spec = _agreed(reports)
     agents = [rank for rank, report in enumerate(reports) if not report.serves]
     holders = [rank for rank, report in enumerate(reports) if report.serves] or agents
-    fresh = not any(report.copies or report.begun for report in reports)
-    having = [_having(reports, slot.number) for slot in slots]
-    versions = [ranks[0][0] if ranks else 0 for ranks in having]
-    clock = min((ranks[0][0] for ranks in having if ranks), default=0) if staleness == 0 and not fresh else None
-    if clock is not None:
-        versions = [clock] * len(versions)
-    current = {
-        slot.number: [rank for version, rank in ranks if version >= wanted]
-        for slot, ranks, wanted in zip(slots, having, versions, strict=True)
-    }
+    last = _in_force(reports)
+    copies = [_good(reports, last, slot.number) for slot in slots]
+    versions = [found[0][0].version for found in copies if found]
+    clock = min(versions, default=0) if last and staleness == 0 else None
+    having = [_having(found, clock) for found in copies]
+    current = {slot.number: ranks for slot, ranks in zip(slots, having, strict=True)}
     chains = assign([slot.nbytes for slot in slots], holders, hosts, replicas, current)
-    having_now = [current[slot.number] for slot in slots]
-    if not fresh:
-        chains = tuple(chain if ranks else () for chain, ranks in zip(chains, having_now, strict=True))
-    return Plan(
-        spec,
-        tuple(reports[rank].uid for rank in agents),
-        chains,
-        tuple(ranks[0] if ranks else -1 for ranks in having_now),
-        tuple(
-            tuple(rank for rank in chain if ranks and rank not in ranks)
-            for chain, ranks in zip(chains, having_now, strict=True)
-        ),
-        tuple(versions),
-        clock,
-    )
+    if last:
+        chains = tuple(chain if ranks else () for chain, ranks in zip(chains, having, strict=True))
+    good = tuple(tuple(rank for _, rank in found) for found in copies)
+    return Plan(spec, tuple(reports[rank].uid for rank in agents), chains, tuple(map(tuple, having)), good, clock)
 
 
-def _having(reports: Sequence[Report], slot: int) -> list[tuple[int, int]]:
-    """(version, rank) of all copies, the latest first, and of those the first in the chain."""
-    copies = [(*report.copies[slot], rank) for rank, report in enumerate(reports) if slot in report.copies]
-    return [(version, rank) for version, _, rank in sorted(copies, key=lambda copy: (-copy[0], copy[1:]))]
+def _in_force(reports: Sequence[Report]) -> int:
+    """The number of the last plan that all know who were to; 0: there was none."""
+    plans = {report.plan for report in reports} - {0}
+    known = [plan for plan in plans if all(report.plan >= plan for report in reports if report.entered <= plan)]
+    return max(known, default=0)
+
+
+def _good(reports: Sequence[Report], last: int, slot: int) -> list[tuple[Copy, int]]:
+    """Copies that have all that was answered, the latest first, and of those the first in the chain.
+
+    By the plan that was in force ``last``, that is who is in the chain, and, as long as one of these lacks it, who kept
+    it for them. Who knows a later plan, which was not in force, has been told by it what is good.
+    """
+    known = [(rank, report) for rank, report in enumerate(reports) if last and report.plan >= last]
+    kept = any(slot in report.lacking for _, report in known if report.plan == last)
+    found = [(report.copies[slot], rank, report.plan) for rank, report in known if slot in report.copies]
+    copies = [(copy, rank) for copy, rank, plan in found if copy.place >= 0 or kept or plan > last]
+    return sorted(copies, key=lambda x: (-x[0].version, -x[0].changes, x[0].place < 0, x[0].place, x[1]))
+
+
+def _having(found: Sequence[tuple[Copy, int]], clock: int | None) -> list[int]:
+    """Whose copies are as good as the first; those that are beyond ``clock`` go back to it."""
+    first = found[0][0] if found else None
+    return [
+        rank
+        for copy, rank in found
+        if first is not None
+        and copy.changes == first.changes
+        and copy.version >= (first.version if clock is None else clock)
+    ]
 
 
 def _agreed(reports: Sequence[Report]) -> Spec:

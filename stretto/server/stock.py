@@ -64,12 +64,15 @@ class Reply:
 
 
 class Stock:
-    """``like``: of the slot's elements, for ``codec``, by which pushes come. ``values`` (1-d) are where it begins."""
+    """``like``: of the slot's elements, for ``codec``, by which pushes come. ``values`` (1-d) are where it begins.
+
+    ``changes`` counts what was carried out and is no push.
+    """
 
     def __init__(self, slot: Slot, server: Server, rule: Rule, codec: Codec, like: Like, values: Tensor) -> None:
         self.slot = slot
         self.shard = Shard(slot, server, rule, values)
-        self.fences = 0
+        self.fences = self.changes = 0
         self._rule, self._server, self._codec, self._like = rule, server, codec, like
         self._coding = codec.init(like)
         self._members: tuple[int, ...] = ()
@@ -113,6 +116,7 @@ class Stock:
             ProtocolError: it does not fit this slot.
             DamagedPayload: it cannot be decoded.
         """
+        self.changes += request.kind in {LEASE, DEAL, LOAD}
         match request.kind:
             case _ if request.uid not in self._members:
                 raise ProtocolError(f"slot {self.slot.number} is asked by {request.uid}, who is no member")
@@ -140,6 +144,7 @@ class Stock:
         return {
             "shard": self.shard.state(),
             "fences": self.fences,
+            "changes": self.changes,
             "passes": self._passes,
             "meet": [self._meet, self._met],
             "leases": self._leases.state() if self._leases is not None else None,
@@ -148,7 +153,8 @@ class Stock:
     def load(self, found: dict[str, Any]) -> None:
         """Be as another one of this slot's."""
         self.shard.load(found["shard"])
-        self.fences, self._passes, leases = found["fences"], found["passes"], found["leases"]
+        self.fences, self.changes = found["fences"], found["changes"]
+        self._passes, leases = found["passes"], found["leases"]
         self._meet, self._met = found["meet"]
         self._leases = Leases.of(leases, static=self._server.staleness == 0) if leases is not None else None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from stretto.codecs import Identity
 from stretto.core import Codec, Like, Payload, Strategy, mixed
 from stretto.errors import UsageError
+from stretto.server.client import Client
 from stretto.server.settlement import Spec
 from stretto.server.space import Slot, plan_slots
 from stretto.server.stock import Stock
@@ -20,6 +22,17 @@ from stretto.session.metered import Meter, Metered
 from stretto.text import parse
 
 _SEED: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Makers:
+    """By what slots, and those who ask for them, are made: a simulation takes some that tell what they do."""
+
+    stock: Callable[..., Stock] = Stock
+    client: Callable[..., Client] = Client
+
+
+REAL: Final = Makers()
 
 
 class Parts:
@@ -54,11 +67,11 @@ class Held:
         UsageError: its strategy has no servers.
     """
 
-    def __init__(self, spec: Spec, meter: Meter) -> None:
+    def __init__(self, spec: Spec, meter: Meter, make: Callable[..., Stock] = Stock) -> None:
         strategy: Strategy = parse(spec.strategy, "strategy")
         if not isinstance(strategy.exchange, Server):
             raise UsageError(f"{spec.strategy} has no servers; use bsp, ssp or asp")
-        self.spec, self.server = spec, strategy.exchange
+        self.spec, self.server, self._make = spec, strategy.exchange, make
         self.codec, self.pull = _metered(strategy.codec, meter), _metered(self.server.pull, meter)
         self.slots = plan_slots(spec.extents, self.server.slot)
 
@@ -80,7 +93,7 @@ class Held:
         """A slot that begins with ``values``, or zeros."""
         like = self.like(slot)
         start = torch.zeros(slot.elements, dtype=like.dtype) if values is None else values.clone()
-        return Stock(slot, self.server, self.spec.rule, self.codec, like, start)
+        return self._make(slot, self.server, self.spec.rule, self.codec, like, start)
 
 
 def _metered(codec: Codec, meter: Meter) -> Codec:

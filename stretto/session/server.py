@@ -13,6 +13,7 @@ from stretto.core import Network
 from stretto.errors import StrettoError
 from stretto.membership.messages import Report, View
 from stretto.session import views
+from stretto.session.held import REAL, Makers
 from stretto.session.metered import Meter
 from stretto.session.rounds import Closing
 from stretto.session.serving import Serving
@@ -22,12 +23,18 @@ from stretto.session.surroundings import Surroundings
 class ServerSession:
     """One server in a run. ``me`` is its uid; ``refused(error)``: it cannot go on."""
 
-    def __init__(self, me: int, surroundings: Surroundings, refused: Callable[[StrettoError], object]) -> None:
+    def __init__(
+        self,
+        me: int,
+        surroundings: Surroundings,
+        refused: Callable[[StrettoError], object],
+        makers: Makers = REAL,
+    ) -> None:
         self._me, self._around, self._refused = me, surroundings, refused
         self._view: View | None = None
         self._network = Network()
         self._frozen = False
-        self._serving = Serving(me, surroundings, _Nobody(), Meter(surroundings.cpu), self.refuse, serves=True)
+        self._serving = Serving(me, surroundings, _Nobody(), Meter(surroundings.cpu), self.refuse, makers, serves=True)
 
     @property
     def inside(self) -> bool:

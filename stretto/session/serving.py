@@ -19,11 +19,11 @@ from stretto.errors import PeerLost, RunLost, StrettoError
 from stretto.server.client import Client
 from stretto.server.messages import ANSWER, LEASED, REQUEST, STATE, TAKEN, VALUES, WHOLE, Request
 from stretto.server.replica import Replica, serve
-from stretto.server.settlement import Plan, Report, Spec, settle
+from stretto.server.settlement import Copy, Plan, Report, Spec, settle
 from stretto.server.space import Slot
 from stretto.server.stock import Stock
 from stretto.session.carrier import as_ours
-from stretto.session.held import Held, Parts
+from stretto.session.held import REAL, Held, Makers, Parts
 from stretto.session.lanes import Layout
 from stretto.session.metered import Meter
 from stretto.session.rounds import Cancel, Closing, settle_number, slot_number
@@ -43,11 +43,12 @@ class Serving:
         trainer: Orderer,
         meter: Meter,
         refuse: Callable[[StrettoError], None],
+        makers: Makers = REAL,
         *,
         serves: bool = False,
     ) -> None:
         self._me, self._around, self._trainer, self._meter, self._refuse = me, around, trainer, meter, refuse
-        self._serves = serves
+        self._makers, self._serves = makers, serves
         self._inside = False
         self._epoch: Epoch | None = None
         self._rank = 0
@@ -57,6 +58,8 @@ class Serving:
         self._plan: Plan | None = None
         self._stocks: dict[int, Stock] = {}
         self._places: dict[int, int] = {}
+        self._entered = self._known = 0
+        self._lacking: set[int] = set()
         self._replicas: dict[int, Replica] = {}
         self._early: dict[int, list[tuple[Request, Payload]]] = {}
         self._running: list[Cancel] = []
@@ -66,10 +69,10 @@ class Serving:
 
     def use(self, spec: Spec, layouts: Sequence[Layout], values: Sequence[Tensor]) -> None:
         """This agent pushes what is laid out like this, and gets ``values``."""
-        held = self._held = Held(spec, self._meter)
+        held = self._held = Held(spec, self._meter, self._makers.stock)
         self._parts = Parts(values)
         cells = [Cell(held.like(slot, layouts, self._me)) for slot in held.slots]
-        self._client = Client(
+        self._client = self._makers.client(
             self._me, held.slots, held.server, held.codec, cells, self._parts, self._ended, self._around.lend
         )
         self._begin()
@@ -85,7 +88,8 @@ class Serving:
     def ask(self, number: int, what: str, x: Tensor, clock: int = 0) -> None:
         """``pull``, ``load`` or ``keep`` values; ``deal``, ``lease``, ``return`` or ``read`` about samples.
 
-        ``load``: they are to be what we have; ``keep``: our part of all, for a checkpoint. What is said about samples comes in ``x``: its bytes, then that.
+        ``load``: they are to be what we have; ``keep``: our part of all, for a checkpoint.
+        What is said about samples comes in ``x``: its bytes, then that.
         """
         if self._is_inside(number):
             self._told[number] = x
@@ -125,6 +129,8 @@ class Serving:
 
     def enter(self, epoch: Epoch, rank: int) -> None:
         """Another epoch begins."""
+        if not self._inside:
+            self._entered = epoch.number
         self._epoch, self._rank, self._inside = epoch, rank, True
         self._begin()
 
@@ -167,29 +173,48 @@ class Serving:
         epoch = self._epoch
         if epoch is None or not (self._serves or self._client):
             return
-        copies = {number: (stock.version, self._places[number]) for number, stock in self._stocks.items()}
+        copies = {n: Copy(stock.version, stock.changes, self._places[n]) for n, stock in self._stocks.items()}
         spec = self._held.spec if self._held is not None else None
-        begun = self._client is not None and self._client.begun
-        report = Report(self._me, self._serves, spec, begun, copies)
-        link = self._meeting()
-        self._run(settle(link, report, lambda spec: Held(spec, self._meter).terms), self._settled)
+        lacking = tuple(sorted(self._lacking))
+        report = Report(self._me, self._serves, spec, self._entered, self._known, copies, lacking)
+        terms = lambda spec: Held(spec, self._meter).terms  # noqa: E731
+        self._run(settle(self._meeting(), report, terms, self._learn), self._settled)
+
+    def _learn(self, plan: Plan) -> None:
+        """Who is to hold what; not all know it yet."""
+        assert self._epoch is not None
+        self._known = self._epoch.number
+        if self._held is None:
+            self._held = Held(plan.spec, self._meter, self._makers.stock)
+        held, me = self._held, self._rank
+        for slot in held.slots:
+            number, chain, having = slot.number, plan.chains[slot.number], plan.having[slot.number]
+            if me in chain and not having:
+                self._stocks[number] = held.stock(slot)
+            elif me not in plan.good[number]:
+                self._forget(number)
+            if number in self._stocks:
+                has = me in having or not having
+                self._places[number] = chain.index(me) if has and me in chain else -1
+                if has:
+                    self._stocks[number].enter(plan.members, plan.clock)
+        self._lacking = {number for number in range(len(held.slots)) if me in plan.lacking(number)}
+
+    def _forget(self, number: int) -> None:
+        self._stocks.pop(number, None)
+        self._places.pop(number, None)
 
     def _settled(self, plan: Plan) -> None:
         """All know who holds what."""
-        if self._held is None:
-            self._held = Held(plan.spec, self._meter)
+        assert self._held is not None
         for slot in self._held.slots:
-            number, stock = slot.number, self._stocks.get(slot.number)
-            if stock is not None and stock.version >= plan.versions[number]:
-                stock.enter(plan.members, plan.clock)
-            self._give(number, plan)
-            if self._rank in plan.chains[number]:
+            self._give(slot.number, plan)
+            if self._rank in plan.chains[slot.number]:
                 self._hold(slot, plan)
-            elif stock is not None and stock.version < plan.versions[number]:
-                del self._stocks[number], self._places[number]
         for peer in {rank for chain in plan.chains for rank in chain} - {self._rank}:
             self._watch(peer)
-        self._around.event("slots", held=sum(self._rank in chain for chain in plan.chains), of=len(plan.chains))
+        held = [number for number, place in sorted(self._places.items()) if place >= 0]
+        self._around.event("slots", held=held, of=len(plan.chains))
         if self._client is not None:
             for number, chain in enumerate(plan.chains):
                 if chain:
@@ -199,18 +224,20 @@ class Serving:
 
     def _give(self, number: int, plan: Plan) -> None:
         """Give a slot to those who lack it; where we hold it no more, forget it when they have it."""
-        if plan.sources[number] != self._rank:
+        if self._rank not in plan.good[number]:
             return
-        link, waiting = self._link(number), {self._rank, *plan.lacking[number]}
-        payload = (state.packed(self._stocks[number].state()),) if plan.lacking[number] else ()
+        link, waiting = self._link(number), {self._rank, *plan.lacking(number)} - {self._rank}
+        if self._rank == plan.having[number][0] and waiting:
+            payload = (state.packed(self._stocks[number].state()),)
+            for peer in waiting:
+                link.post(peer, payload, STATE)
 
         def taken(peer: int, _: object = None) -> None:
             waiting.discard(peer)
-            if not waiting and self._rank not in plan.chains[number]:
-                del self._stocks[number], self._places[number]
+            if not waiting and self._places.get(number) == -1 and number not in self._lacking:
+                self._forget(number)
 
-        for peer in plan.lacking[number]:
-            link.post(peer, payload, STATE)
+        for peer in sorted(waiting):
             self._run(_receive(link, peer, TAKEN), partial(taken, peer))
         taken(self._rank)
 
@@ -218,24 +245,24 @@ class Serving:
         """Serve a slot, as soon as we have it."""
         assert self._held is not None
         number, held = slot.number, self._held
-        if self._rank not in plan.lacking[number]:
-            if plan.sources[number] < 0:
-                self._stocks[number] = held.stock(slot)
-                self._stocks[number].enter(plan.members, None)
+        if number not in self._lacking:
             self._serve(slot, plan)
             return
-        link, source = self._link(number), plan.sources[number]
+        link, good = self._link(number), plan.good[number]
 
         def took(payload: Payload) -> None:
             stock = held.stock(slot)
             stock.load(state.unpack(payload[0]))
             stock.enter(plan.members, None)
             self._stocks[number] = stock
-            link.post(source, (torch.zeros(1),), TAKEN)
-            self._around.event("slot", number=number, version=stock.version)
+            self._lacking.discard(number)
+            for peer in good:
+                if peer != self._rank:
+                    link.post(peer, (torch.zeros(1),), TAKEN)
+            self._around.event("slot", held=[number], version=stock.version)
             self._serve(slot, plan)
 
-        self._run(_receive(link, source, STATE), took)
+        self._run(_receive(link, plan.having[number][0], STATE), took)
 
     def _serve(self, slot: Slot, plan: Plan) -> None:
         number, link, epoch, held = slot.number, self._link(slot.number), self._epoch, self._held

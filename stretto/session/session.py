@@ -31,6 +31,7 @@ from stretto.session import views
 from stretto.session.carrier import Carrier, as_ours
 from stretto.session.dealing import Dealing
 from stretto.session.healing import Healing
+from stretto.session.held import REAL, Makers
 from stretto.session.lanes import Layout, Place
 from stretto.session.mixing import Mixer
 from stretto.session.rounds import Closing, Order, Round, exchange_number
@@ -42,11 +43,11 @@ from stretto.session.surroundings import Surroundings, Trainer
 class Session:
     """One agent in a run. ``me`` is its uid."""
 
-    def __init__(self, me: int, surroundings: Surroundings, trainer: Trainer) -> None:
+    def __init__(self, me: int, surroundings: Surroundings, trainer: Trainer, makers: Makers = REAL) -> None:
         self._me, self._around, self._trainer = me, surroundings, trainer
         self._carrier = Carrier(surroundings)
         self._mixer = Mixer(surroundings, trainer, self._carrier.meter, self.refuse)
-        self._serving = Serving(me, surroundings, trainer, self._carrier.meter, self.refuse)
+        self._serving = Serving(me, surroundings, trainer, self._carrier.meter, self.refuse, makers)
         self._view: View | None = None
         self._rank = 0
         self._frozen = self._expected = self._held = False

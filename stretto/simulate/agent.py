@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stretto.core import Network
-from stretto.errors import StrettoError
+from stretto.errors import RunLost, StrettoError
 from stretto.links.loop import Waiter
 from stretto.membership import View, Views, Vote
 from stretto.server.value import Server
@@ -17,6 +17,7 @@ from stretto.simulate.process import Process
 from stretto.simulate.promises import check_step
 from stretto.simulate.pushing import Pushers
 from stretto.simulate.trainer import BUCKETS, NUMBERS, Trainer
+from stretto.simulate.watched import watching
 from stretto.strategies import allreduce
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Agent(Process):
 
     def __init__(self, world: World, uid: int, label: int, vote: Vote | None) -> None:
         super().__init__(world, uid, label, vote)
-        self._session = Session(uid, self, self)
+        self._session = Session(uid, self, self, watching(world.history))
 
     @property
     def session(self) -> Session:
@@ -85,7 +86,10 @@ class Agent(Process):
         self._tell_trainer("done", number, closing)
 
     def failed(self, number: int, error: StrettoError) -> None:
-        self._tell_trainer("failed", number, error)
+        if isinstance(error, RunLost):
+            self.world.lose(self, error)
+        else:
+            self._tell_trainer("failed", number, error)
 
     def donate(self) -> None:
         self._tell_trainer("donate")

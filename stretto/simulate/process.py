@@ -207,6 +207,7 @@ class Process(ABC):
     def go_out(self) -> None:
         self.out, self.healed = True, False
         self.places.clear()
+        self.world.copies.gone(self.uid)
         self.session.out()
 
     def _lost(self, uid: int, why: str) -> None:
@@ -284,5 +285,7 @@ class Process(ABC):
         raise Broken("somebody lends memory that nobody shares")
 
     def event(self, name: str, **fields: Any) -> None:
+        if name in {"slots", "slot"}:
+            self.world.copies.found(self.port.epoch, self.uid, fields["held"])
         if self.world.log is not None:
             self.world.say(f"{self} session: {name} {fields}")

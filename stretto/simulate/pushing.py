@@ -18,10 +18,11 @@ from stretto.pushed import Pushed
 from stretto.pushing import WORDS, Pushing
 from stretto.server.leases import Lease
 from stretto.server.settlement import Spec
+from stretto.server.space import Slot, plan_slots
 from stretto.server.stock import Terms
 from stretto.server.value import Server
 from stretto.session import Closing, Layout
-from stretto.simulate.task import RATE, Part, samples
+from stretto.simulate.task import MOMENTUM, RATE, Part, samples
 from stretto.simulate.trainer import BUCKETS, Trainer
 from stretto.simulate.wired import ROOM, Coming
 
@@ -33,14 +34,16 @@ class Pushers(Trainer):
         super().__init__(*arguments)
         self.late = self._process.uid not in self.uids
         self._model = nn.ParameterList(self.weights.clone().split(self._job.sizes))
-        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=RATE)
+        drifts = self._strategy.signal == "drift"
+        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=RATE, momentum=0.0 if drifts else MOMENTUM)
         self._pushed: Pushed | Drifted
-        if self._strategy.signal == "drift":
+        if drifts:
             self._pushed = Drifted([self._model], self._strategy, ROOM, most=1)
         else:
             self._pushed = Pushed([self._model], self._optimizer, ROOM, ROOM.allocate, most=1)
-        exchange = self._strategy.exchange
-        assert isinstance(exchange, Server)
+        history, exchange = self._record.history, self._strategy.exchange
+        assert history is not None and isinstance(exchange, Server)
+        self._history, self._server = history, exchange
         words = torch.zeros(WORDS, dtype=torch.uint8)
         self._pushing = Pushing(
             self._pushed, notices(ROOM), words, self, late=self.late, together=exchange.staleness == 0
@@ -57,6 +60,15 @@ class Pushers(Trainer):
         layouts = self._pushed.layouts(named([self._model]))
         values = [bucket.values for bucket in self._pushed.buckets]
         self._process.to_session("hold_slots", self.spec, layouts, values)
+        for slot in plan_slots(self.spec.extents, self._server.slot):
+            self._history.places[slot.number] = self._place(slot)
+
+    def _place(self, slot: Slot) -> Tensor:
+        """Of the slot's elements, where they are in the weights."""
+        (mine,) = self._pushed.buckets[slot.bucket].parameters
+        at = next(at for at, p in enumerate(self._model) if p is mine)
+        begin = sum(self._job.sizes[:at])
+        return torch.arange(begin + slot.start, begin + slot.stop)
 
     async def _train(self) -> None:
         self.hold()
@@ -79,6 +91,7 @@ class Pushers(Trainer):
 
     def _find(self, lease: Lease) -> None:
         """The gradient of what was leased. (Drifts are made of gradients that are weighted, as backward would.)"""
+        self._history.leases[self._process.uid, lease.number] = lease
         weights = torch.cat([p.flatten() for p in self._model])
         gradient = self._job.gradient(weights, samples(lease.ranges))
         for p, piece in zip(self._model, gradient.split(self._job.sizes), strict=True):

@@ -9,6 +9,7 @@ from stretto.membership import View, Vote
 from stretto.session import ServerSession
 from stretto.simulate.process import Process
 from stretto.simulate.promises import Broken
+from stretto.simulate.watched import watching
 
 if TYPE_CHECKING:
     from stretto.simulate.world import World
@@ -19,7 +20,7 @@ class Server(Process):
 
     def __init__(self, world: World, uid: int, label: int, vote: Vote | None) -> None:
         super().__init__(world, uid, label, vote)
-        self._session = ServerSession(uid, self, self._failed)
+        self._session = ServerSession(uid, self, self._failed, watching(world.history))
         self.leaving = False
 
     @property

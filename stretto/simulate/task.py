@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from stretto.ledger import Ranges
 from stretto.server.value import Server
 from stretto.session import Layout
 from stretto.simulate.promises import Broken
+
+if TYPE_CHECKING:
+    from stretto.simulate.history import History
 
 RATE = 0.1
 MOMENTUM = 0.9
@@ -125,10 +129,14 @@ class Commit:
 
 
 class Record:
-    """All steps that anybody applied, by a digest of what led there: a tree; who agrees is at one place of it."""
+    """All steps that anybody applied, by a digest of what led there: a tree; who agrees is at one place of it.
 
-    def __init__(self, job: Job) -> None:
+    ``history``: what parameter servers did, where there are any.
+    """
+
+    def __init__(self, job: Job, history: History | None = None) -> None:
         self._job = job
+        self.history = history
         self._commits: dict[str, Commit] = {}
 
     def begin(self, weights: Tensor) -> str:
@@ -152,6 +160,9 @@ class Record:
         """Is this the state at that place?"""
         found = self._commits[place]
         return torch.equal(found.weights, weights) and torch.equal(found.momentum, momentum)
+
+    def weights(self, place: str) -> Tensor:
+        return self._commits[place].weights
 
     def check_healed(self, place: str, weights: Tensor, momentum: Tensor) -> None:
         if place not in self._commits:

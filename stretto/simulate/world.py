@@ -10,15 +10,19 @@ import torch
 
 from stretto.codecs import Identity
 from stretto.core import FIRST_SERVER, Strategy
+from stretto.errors import RunLost
 from stretto.membership.messages import FOUNDER, Vote
 from stretto.membership.votes import majority
 from stretto.simulate.agent import Agent
 from stretto.simulate.clock import Clock
+from stretto.simulate.copies import Copies
 from stretto.simulate.faults import Fault
+from stretto.simulate.history import History
 from stretto.simulate.lines import SILENCE, Line, Network
 from stretto.simulate.planes import Control, Data
 from stretto.simulate.process import Process
 from stretto.simulate.promises import Broken, Promises
+from stretto.simulate.replay import replayed
 from stretto.simulate.server import Server
 from stretto.simulate.task import Job, Record, job
 
@@ -57,11 +61,13 @@ class World:
         self.promises = Promises()
         self.control, self.exchanges = Control(self), Data(self, self.clock)
         self.job = task or job(rng, 2 if strategy.signal == "gradient" else 3)
-        self.record = Record(self.job)
+        self.history = History.of(strategy)
+        self.copies = Copies(self.history.server.replicas if self.history is not None else 0)
+        self.record = Record(self.job, self.history)
         self.agents: list[Process] = []
         self.by_uid: dict[int, Process] = {}
         self.steps = self.torn = 0
-        self.outcome = ""
+        self.outcome = self._broken = ""
         self._by_label: dict[int, Process] = {}
         self._disk: dict[int, Vote | None] = {}
         self._falls: dict[int, int] = {}
@@ -146,6 +152,13 @@ class World:
                 self.say(f"*** {agent} falls")
                 self._die(agent)
 
+    def lose(self, agent: Process, error: RunLost) -> None:
+        """Copies of the model that ``agent`` needs are gone: it is over, if not with a broken promise."""
+        self.say(f"*** {agent}: {error}")
+        if not self.copies.lost(agent.port.epoch):
+            self._broken = f"{agent} is told that {error}; but somebody is there who had one"
+        self.outcome, self.clock.halted = "slots lost", True
+
     def look(self) -> None:
         """Is there nobody left who trains, or could?"""
         training = [a for a in self.agents if a.alive and a.trains and not a.finished]
@@ -214,6 +227,10 @@ class World:
     def _judge(self) -> None:
         stuck = [a for a in self.agents if a.alive and a.trains and not a.finished]
         ended = [a for a in self.agents if a.finished and a.trainer is not None and not a.trainer.leaving]
+        if self._broken:
+            raise Broken(self._broken)
+        if self.outcome:
+            return
         self.outcome = "ended" if ended else self._obstacle() if stuck else "all left"
         if not self.clock.halted and not self._obstacle():
             raise Broken(f"the faults are over, and {', '.join(map(str, stuck))} did not end in {CALM:g} s")
@@ -231,6 +248,16 @@ class World:
         if self.strategy.codec == Identity() and not off <= EXACT:
             raise Broken(f"the weights are {off:.1e} from those of one process that trains the same")
         self._judge_leavers(self.record.way(place))
+        if self.history is not None:
+            self._judge_slots(self.history, [a.uid for a in ended if a.number == last], place)
+
+    def _judge_slots(self, history: History, ended: Sequence[int], place: str) -> None:
+        """What servers did led to these weights, and is what they promise."""
+        final = history.final(ended)
+        history.check(final, self.job.samples, self.job.epochs)
+        off = replayed(history, final, self.job, self.record.weights(place))
+        if not off <= EXACT:
+            raise Broken(f"the weights are {off:.1e} from those of one process that trains the same")
 
     def _judge_leavers(self, way: list[str]) -> None:
         """Who left before stands where the others stood; one step beside it where it left in mid-change of a view."""

@@ -243,10 +243,8 @@ def train(
             progress(tally.progress(shard, loss.item(), judge.accuracy))
         if not shard.in_step:
             continue
-        if after > before:
-            judge.test()
-            if judge.over:
-                break
+        if after > before and judge.test():
+            break
         if seconds is not None and agent.steps % AGREE_EVERY == 0 and tally.agree() >= seconds:
             break
 
@@ -276,13 +274,14 @@ class _Judge:
         self.accuracy: float | None = None
         self.over = False
 
-    def test(self) -> None:
-        """How good is it?"""
+    def test(self) -> bool:
+        """Is it good enough?"""
         now = self._tally.seconds()
         self.accuracy, self._loss = self._evaluate()
         self._tested = self._agent.steps
         self._tally.do_not_count(since=now)
         self.over = self._target is not None and self.accuracy >= self._target
+        return self.over
 
     def look(self) -> None:
         """All have stopped: test, and look at the clock."""
