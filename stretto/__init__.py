@@ -36,6 +36,7 @@ __all__ = [
     "async_gossip",
     "decoupled_diloco",
     "delayed",
+    "delayed_nesterov",
     "demo",
     "diloco",
     "eager_diloco",

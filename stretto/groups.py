@@ -16,6 +16,7 @@ from stretto.buckets import BufferRule, Room, layouts
 from stretto.core import Strategy
 from stretto.courier import Courier
 from stretto.delayed import Delayed
+from stretto.drifted import Drifted
 from stretto.drifts import Drifts
 from stretto.errors import UsageError
 from stretto.gradients import Gradients, Send, Wait
@@ -67,7 +68,7 @@ class Groups:
             )
         if courier is None and steady:
             return
-        if courier is None and isinstance(chosen.exchange, Server):
+        if courier is None and chosen.signal == "gradient" and isinstance(chosen.exchange, Server):
             return  # (alone, an optimizer steps by itself)
         room = Room(
             courier.allocate if courier is not None else _allocate,
@@ -137,13 +138,17 @@ class Groups:
     ) -> None:
         """What servers hold."""
         optimizers = [o for o in others if isinstance(o, Optimizer)]
-        if len(optimizers) != 1:
+        pushed: Pushed | Drifted
+        if chosen.signal == "drift":
+            self._holds.local = [o for o in others if isinstance(o, Optimizer | torch.amp.GradScaler)]
+            pushed = Drifted(models, chosen, room)
+        elif len(optimizers) == 1:
+            pushed = Pushed(models, optimizers[0], room, courier.allocate_own)
+        else:
             raise UsageError(
                 f"{chosen}: {len(optimizers)} optimizers; servers step with one: give prepare() the model with its "
                 "optimizer, with a param group for each of its parts"
             )
-        (optimizer,) = optimizers
-        pushed = Pushed(models, optimizer, room, courier.allocate_own)
         group, notice, words = len(self._groups), notices(room), room.allocate(WORDS)
         wire = Wire(self._owner, courier, group)
         self._holds.loose = self.pushing = pushing = Pushing(
@@ -152,8 +157,12 @@ class Groups:
         spec = Spec(str(chosen), pushed.extents, pushed.rule)
         courier.use(group, str(allreduce()), [Layout(0)])
         courier.hold(msgspec.msgpack.encode(spec), pushed.layouts(named(models)), [b.values for b in pushed.buckets])
-        optimizer.register_step_pre_hook(lambda *_: self._owner.finish(pushing.stepped()))
-        optimizer.register_step_post_hook(lambda *_: pushed.give_back())
+        for optimizer in optimizers[-1:]:
+            if isinstance(pushed, Pushed):
+                optimizer.register_step_pre_hook(lambda *_: self._owner.finish(pushing.stepped()))
+                optimizer.register_step_post_hook(lambda *_: pushed.give_back())
+            else:
+                optimizer.register_step_post_hook(lambda *_: self._owner.finish(pushing.stepped()))
         finish(pushing.begin())
 
     def _sender(self, group: int) -> Send:

@@ -32,6 +32,29 @@ class Bucket:
     values: Tensor
     width: int = 0
 
+    def cut(self, flat: Tensor) -> list[Tensor]:
+        """A tensor of all its elements, by parameter."""
+        pieces = torch.split(flat, [p.numel() for p in self.parameters])
+        return [piece.view_as(p) for piece, p in zip(pieces, self.parameters, strict=True)]
+
+    def extent(self, groups: Mapping[int, int]) -> Extent:
+        """What lies in it; ``groups`` knows the param groups of parameters by their ``id``."""
+        dtype = str(self.values.dtype).removeprefix("torch.")
+        return Extent(dtype, tuple((p.numel(), groups[id(p)]) for p in self.parameters), self.width)
+
+    def layout(self, named: Mapping[int, Named]) -> Layout:
+        """The same, for codecs; ``named`` knows parameters by their ``id``."""
+        dtype = str(self.values.dtype).removeprefix("torch.")
+        return Layout(self.values.numel(), tuple(named[id(p)] for p in self.parameters), dtype)
+
+
+def bucket_of(parameters: tuple[nn.Parameter, ...], room: Room, width: int = 0) -> Bucket:
+    """A bucket in memory from ``room``; of a table, rows of ``width``, with none for what is pushed."""
+    numel, dtype = sum(p.numel() for p in parameters), parameters[0].dtype
+    values = room.allocate(numel * dtype.itemsize)[: numel * dtype.itemsize].view(dtype)
+    flat = values[:0] if width else room.allocate(values.nbytes)[: values.nbytes].view(dtype)
+    return Bucket(parameters, flat, values, width)
+
 
 class Pushed:
     """The parameters that ``optimizer`` steps, of ``models``.
@@ -51,7 +74,7 @@ class Pushed:
         most: int = BUCKET,
     ) -> None:
         self.rule = Rule.of(optimizer)
-        self._optimizer, self._room = optimizer, room
+        self._optimizer, self._share = optimizer, 1.0
         self._groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         sparse = {id(p) for p in tables(models)}
         parameters = [p for p in _all(models) if id(p) in self._groups and p.requires_grad]
@@ -59,49 +82,59 @@ class Pushed:
         plans = plan_buckets([(p.numel(), p.dtype) for p in dense], most=most)
         members = [tuple(dense[piece.parameter] for piece in plan.pieces) for plan in plans]
         rowed = [p for p in parameters if id(p) in sparse]
-        self.buckets = [self._bucket(ps) for ps in members] + [self._bucket((p,), p.shape[1]) for p in rowed]
+        self.buckets = [bucket_of(ps, room) for ps in members] + [bucket_of((p,), room, p.shape[1]) for p in rowed]
         self._shelves = {id(p): Shelf(p, grow) for p in rowed}
         self._put_aside: list[tuple[nn.Parameter, Tensor]] = []
-
-    def _bucket(self, parameters: tuple[nn.Parameter, ...], width: int = 0) -> Bucket:
-        numel, dtype = sum(p.numel() for p in parameters), parameters[0].dtype
-        values = self._room.allocate(numel * dtype.itemsize)[: numel * dtype.itemsize].view(dtype)
-        flat = values[:0] if width else self._room.allocate(values.nbytes)[: values.nbytes].view(dtype)
-        return Bucket(parameters, flat, values, width)
 
     @property
     def extents(self) -> tuple[Extent, ...]:
         """What lies in each bucket, and in which param group."""
-        return tuple(
-            Extent(
-                str(b.values.dtype).removeprefix("torch."),
-                tuple((p.numel(), self._groups[id(p)]) for p in b.parameters),
-                b.width,
-            )
-            for b in self.buckets
-        )
+        return tuple(bucket.extent(self._groups) for bucket in self.buckets)
 
     def layouts(self, named: Mapping[int, Named]) -> list[Layout]:
         """The same, for codecs; ``named`` knows parameters by their ``id``."""
-        return [
-            Layout(
-                b.values.numel(),
-                tuple(named[id(p)] for p in b.parameters),
-                str(b.values.dtype).removeprefix("torch."),
-            )
-            for b in self.buckets
-        ]
+        return [bucket.layout(named) for bucket in self.buckets]
 
     @property
     def hyper(self) -> Tensor:
         """The optimizer's numbers, as they are now."""
         return self.rule.hyper(self._optimizer)
 
+    @property
+    def weight(self) -> float:
+        """How often what is pushed next counts."""
+        return self._share
+
+    @property
+    def due(self) -> bool:
+        """Every step is pushed."""
+        return True
+
+    @property
+    def left(self) -> bool:
+        """Nothing that was trained is kept back."""
+        return False
+
+    def weigh(self, share: float) -> None:
+        """A batch is being trained that counts so many times."""
+        self._share = share
+
+    def trained(self) -> None: ...
+
+    def land(self) -> None:
+        """Values came: the parameters are these."""
+
+    def adopt(self) -> None: ...
+
+    def shared(self) -> dict[int, Tensor]:
+        """Parameters are what all have."""
+        return {}
+
     @torch.no_grad()
     def move_in(self) -> None:
         """From now on the parameters lie in the courier's memory."""
         for bucket in self.buckets:
-            for p, values in zip(bucket.parameters, _cut(bucket, bucket.values), strict=True):
+            for p, values in zip(bucket.parameters, bucket.cut(bucket.values), strict=True):
                 values.copy_(p)
                 p.data = values
 
@@ -113,7 +146,7 @@ class Pushed:
             if bucket.width:
                 parts.append(self._rows(*bucket.parameters))
             else:
-                for p, flat in zip(bucket.parameters, _cut(bucket, bucket.flat), strict=True):
+                for p, flat in zip(bucket.parameters, bucket.cut(bucket.flat), strict=True):
                     _take(p, flat)
                 parts.append((bucket.flat,))
             for p in bucket.parameters:
@@ -147,11 +180,6 @@ def _take(p: nn.Parameter, flat: Tensor) -> None:
         raise UsageError("a sparse gradient of a parameter that is no embedding's: servers know tables of embeddings")
     else:
         flat.copy_(p.grad)
-
-
-def _cut(bucket: Bucket, flat: Tensor) -> list[Tensor]:
-    pieces = torch.split(flat, [p.numel() for p in bucket.parameters])
-    return [piece.view_as(p) for piece, p in zip(pieces, bucket.parameters, strict=True)]
 
 
 def _all(models: Sequence[nn.Module]) -> list[nn.Parameter]:

@@ -4,17 +4,20 @@ Theory of operation. There are no rounds: an agent asks for samples, trains them
 message as the word that they are trained. Only for a checkpoint, a newcomer and the end all must be at the same point:
 then whoever asks for samples is told to stop, at a *fence*, and all agree (a round), pull, and agree again. Between
 these two rounds nothing moves.
+
+Drifts are pushed after some batches. What was trained and not pushed is *left*: it is pushed when the agent would have
+to wait for samples, which may be those that it has itself, and before it stops.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
+from stretto.drifted import Drifted
 from stretto.drifts import diverged
 from stretto.notices import Given, noticed
 from stretto.pushed import Pushed
@@ -56,14 +59,6 @@ class Wire(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Handed:
-    """The lease of a batch that is being trained, and how often it counts."""
-
-    lease: int
-    share: float
-
-
 class Pushing:
     """One optimizer's parameters. Every coroutine runs with gradients off.
 
@@ -76,7 +71,7 @@ class Pushing:
 
     def __init__(
         self,
-        pushed: Pushed,
+        pushed: Pushed | Drifted,
         notice: tuple[Tensor, Tensor],
         words: Tensor,
         wire: Wire,
@@ -88,8 +83,10 @@ class Pushing:
         self._notice, self._wire, self._late = notice, wire, late
         self._about, self._ledger = words[:-_LEDGER].view(torch.float64), words[-_LEDGER:]
         self._passes = self._fences = self._steps = self._batch = 0
+        self._ended = False
         self._coming: Awaitable[bool] | None = None
-        self._handed: Handed | None = None
+        self._handed: int | None = None
+        self._lease = -1
 
     async def begin(self) -> None:
         """The first agent's values are what servers have; all call it at the same point."""
@@ -97,7 +94,7 @@ class Pushing:
         if not self._late:
             await self._wire.ask("load", self._about)
             await self._agree(fence=False)
-            await self._wire.ask("pull", self._about)
+            await self._pull()
 
     async def deal(self, terms: bytes, batch: int) -> None:
         """A pass over the data begins, on these terms; ``batch`` samples a step are ours."""
@@ -105,8 +102,9 @@ class Pushing:
         if self._late:
             await self._stop()
             if self._passes:
-                return  # the others have begun it
+                return  # the others have begun it, and may be at its end
         self._passes += 1
+        self._ended = False
         x = self._ledger[: len(terms)]
         x.copy_(torch.frombuffer(bytearray(terms), dtype=torch.uint8))
         await self._wire.ask("deal", x, self._passes)
@@ -117,7 +115,10 @@ class Pushing:
             if ahead:
                 return None
             await self._skip()
-        about = await self._turn(ahead)
+        about = await self._turn(ahead or self.pushed.left)
+        if about is None and self.pushed.left and not ahead:
+            await self._push()
+            about = await self._turn()
         return None if about is None else read_lease(about)
 
     async def give_back(self, number: int) -> None:
@@ -128,27 +129,45 @@ class Pushing:
 
     def hand_out(self, number: int, share: float) -> None:
         """A batch of that lease is being trained, and counts so many times."""
-        self._handed = Handed(number, share)
+        self._handed = number
+        self.pushed.weigh(share)
+        if not self.pushed.due:  # no push will come with the question for what is next
+            self._coming = self._coming or self._ask(ahead=True)
 
     async def stepped(self) -> None:
-        """The optimizer was to make a step: push what it would have stepped with, and ask for what is next."""
-        if not self._batch:  # nothing is dealt, but there may be a fence
-            await self._turn()
-        handed, self._handed = self._handed or Handed(-1, 1.0), None
-        coming = self._wire.push(handed.share, handed.lease, self.pushed.hyper, self.pushed.take())
-        self._coming = self._coming or self._ask()
+        """The optimizer makes a step: when it is due, push what was trained, and ask for what is next."""
         self._steps += 1
+        self.pushed.trained()
+        if not self._batch and (self.pushed.due or self._late):  # nothing is dealt, but there may be a fence
+            await self._turn()
+        if self._handed is not None:
+            self._lease, self._handed = self._handed, None
+        if self.pushed.due:
+            await self._push(ask=True)
+
+    async def _push(self, *, ask: bool = False) -> None:
+        """Push what is trained, and go on from what comes back. ``ask`` meanwhile for samples."""
+        lease, self._lease = self._lease, -1
+        coming = self._wire.push(self.pushed.weight, lease, self.pushed.hyper, self.pushed.take())
+        if ask:
+            self._coming = self._coming or self._ask()
         self._late |= not await coming
+        self.pushed.land()
+
+    async def _pull(self) -> None:
+        """Have the values of now."""
+        await self._wire.ask("pull", self._about)
+        self.pushed.land()
 
     async def _turn(self, ahead: bool = False) -> Tensor | None:
         """What is said of the samples that are next, when we may go on; None at the end, and if we are not to wait."""
-        while True:
+        while not self._ended:
             coming, self._coming = self._coming, None
             if self._late:
                 if coming is not None:
                     await coming  # nobody answered it
-                coming = None
                 await self._stop()
+                continue
             if not await (coming or self._ask(ahead)):
                 self._late = True
                 continue
@@ -157,19 +176,20 @@ class Pushing:
                 self._fences = int(about[1])
                 await self._stop()
             elif about[0] == END and not ahead:
+                self._ended = True
                 await self._stop(last=True)
-                return None
-            elif about[0] in (END, WAIT):
-                return None
-            else:
+            elif about[0] not in (END, WAIT):
                 return about
+            elif ahead:
+                return None
+        return None
 
     async def _skip(self) -> None:
         """A batch was handed out and no step made, where every step is one of all: we have nothing to give to it."""
         handed, self._handed = self._handed, None
         if handed is not None:
             nothing = [() for _ in self.pushed.buckets]
-            self._late |= not await self._wire.push(0.0, handed.lease, self.pushed.hyper, nothing)
+            self._late |= not await self._wire.push(0.0, handed, self.pushed.hyper, nothing)
 
     def _ask(self, ahead: bool = False) -> Awaitable[bool]:
         idle = self._handed is not None and not ahead
@@ -180,9 +200,11 @@ class Pushing:
 
     async def synchronise(self) -> None:
         """All call it after the same number of batches: have the same values."""
+        if self.pushed.left and not self._late:
+            await self._push()
         if not self._late:
             await self._agree(fence=False)
-            await self._wire.ask("pull", self._about)
+            await self._pull()
             await self._agree(fence=False)
 
     async def _stop(self, *, last: bool = False) -> None:
@@ -191,12 +213,14 @@ class Pushing:
         Raises:
             Diverged: they are not finite; at all alike.
         """
+        if self.pushed.left and not self._late:  # (else what we trained is others' to train)
+            await self._push()
         closing = await self._agree(fence=True)
         if closing.alone:
             return
         self._late = False
         _, save, _, _ = self._notice[1].tolist()
-        await self._wire.ask("pull", self._about)
+        await self._pull()
         await self._wire.ask("read", self._ledger)
         if self._wire.saves and (save > 0 or last):
             self._about[:2] = torch.tensor([self._wire.rank, self._wire.size])
@@ -214,16 +238,17 @@ class Pushing:
     # What others are given, and what is our own
 
     def shared(self) -> dict[int, Tensor]:
-        """All have the same values."""
-        return {}
+        """What all have alike in place of a parameter, by its ``id``."""
+        return self.pushed.shared()
 
     def state(self) -> list[Any]:
-        return [self._passes, self._fences]
+        return [self._passes, self._fences, self._ended]
 
     def adopt(self, outers: list[Any]) -> None:
         """We have been given what all share."""
+        self.pushed.adopt()
         if outers:
-            self._passes, self._fences = outers
+            self._passes, self._fences, self._ended = outers
 
     async def collect(self) -> None:
         """Nothing is under way between two steps."""
@@ -234,9 +259,10 @@ class Pushing:
     async def reload(self) -> None:
         """Each has a part of a checkpoint: let it be what servers have."""
         self._passes = self._fences = 0
+        self._ended = False
         await self._wire.ask("load", self._about)
         await self._agree(fence=False)
-        await self._wire.ask("pull", self._about)
+        await self._pull()
 
     async def own(self) -> None:
         """Nothing is ours alone."""

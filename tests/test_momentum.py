@@ -17,6 +17,7 @@ from stretto.checkpoint import tree
 from stretto.core import Outer, Strategy
 from stretto.errors import UsageError
 from stretto.outers import DelayedNesterov, Nesterov
+from stretto.server import Piece, Push, Rule, Server, Shard, Slot
 from stretto.strategies import allreduce, demo, diloco, sparse_loco
 from stretto.text import parse
 
@@ -26,10 +27,10 @@ def drifts(count: int) -> list[Tensor]:
     return [torch.randn(20, generator=draw) for _ in range(count)]
 
 
-def steps(outer: Outer, given: list[Tensor], remembered: Any = None) -> tuple[list[Tensor], Any]:
+def steps(outer: Outer, given: list[Tensor], remembered: Any = None, part: float = 1.0) -> tuple[list[Tensor], Any]:
     found = []
     for drift in given:
-        step, remembered = outer.update(drift, remembered)
+        step, remembered = outer.update(drift, remembered, part)
         found.append(step)
     return found, remembered
 
@@ -39,28 +40,38 @@ def steps(outer: Outer, given: list[Tensor], remembered: Any = None) -> tuple[li
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_nesterov_delayed_by_one_is_nesterov(momentum: float) -> None:
-    delayed, _ = steps(DelayedNesterov(0.7, momentum, delay=1), drifts(5))
+    delayed, _ = steps(DelayedNesterov(0.7, momentum), drifts(5))
     plain, _ = steps(Nesterov(0.7, momentum), drifts(5))
     assert torch.equal(torch.stack(delayed), torch.stack(plain))
 
 
-def test_as_many_delayed_steps_as_are_waited_for_are_one_with_the_mean() -> None:
+@pytest.mark.parametrize("agents", [1, 2, 3, 4, 6, 12])
+def test_delayed_steps_of_all_agents_are_one_with_their_mean(agents: int) -> None:
     given = drifts(12)
-    delayed, _ = steps(DelayedNesterov(0.7, 0.9, delay=4), given)
-    plain, _ = steps(Nesterov(0.7, 0.9), list(torch.stack(given).view(3, 4, -1).mean(1)))
-    torch.testing.assert_close(torch.stack(delayed).view(3, 4, -1).sum(1), torch.stack(plain))
+    delayed, _ = steps(DelayedNesterov(0.7, 0.9), given, part=1 / agents)
+    plain, _ = steps(Nesterov(0.7, 0.9), list(torch.stack(given).view(-1, agents, 20).mean(1)))
+    torch.testing.assert_close(torch.stack(delayed).view(-1, agents, 20).sum(1), torch.stack(plain))
 
 
-@pytest.mark.parametrize("outer", [Nesterov(), DelayedNesterov(delay=3)], ids=str)
+def test_rounds_end_as_well_when_the_number_of_agents_changes() -> None:
+    """Two of three agents, and then five in place of the third."""
+    outer, given = DelayedNesterov(1.0, 0.5), drifts(7)
+    first, kept = steps(outer, given[:2], part=1 / 3)
+    then, _ = steps(outer, given[2:], kept, part=1 / 15)
+    mean = (given[0] + given[1]) / 3 + sum(given[2:], torch.zeros(20)) / 15
+    torch.testing.assert_close(sum(first + then, torch.zeros(20)), mean * 1.5)
+
+
+@pytest.mark.parametrize("outer", [Nesterov(), DelayedNesterov()], ids=str)
 @pytest.mark.parametrize("before", range(5))
 def test_what_is_remembered_can_be_saved_and_is_never_written(outer: Outer, before: int) -> None:
     first, then = drifts(before), drifts(9)[before:]
-    _, kept = steps(outer, first, outer.init(torch.zeros(20)))
+    _, kept = steps(outer, first, outer.init(torch.zeros(20)), 1 / 3)
     saved = tree.flatten(kept)
-    whole, _ = steps(outer, then, kept)
-    again, _ = steps(outer, then, tree.restore(saved.facts, saved.tensors))
+    whole, _ = steps(outer, then, kept, 1 / 3)
+    again, _ = steps(outer, then, tree.restore(saved.facts, saved.tensors), 1 / 3)
     assert torch.equal(torch.stack(whole), torch.stack(again))
-    assert torch.equal(torch.stack(whole), torch.stack(steps(outer, then, kept)[0]))
+    assert torch.equal(torch.stack(whole), torch.stack(steps(outer, then, kept, 1 / 3)[0]))
 
 
 @pytest.mark.parametrize(
@@ -71,8 +82,6 @@ def test_what_is_remembered_can_be_saved_and_is_never_written(outer: Outer, befo
         ("nesterov(0.7, 1.0)", "momentum must be from 0 to below 1; 0.9 is usual"),
         ("delayed_nesterov(-1)", "lr must be above 0; 0.7 is usual"),
         ("delayed_nesterov(momentum=-0.1)", "momentum must be from 0 to below 1; 0.9 is usual"),
-        ("delayed_nesterov(delay=0)", "delay counts drifts, from 1 on; .* 4, is usual"),
-        ("delayed_nesterov(delay=1.5)", "delay counts drifts, from 1 on"),
     ],
 )
 def test_an_outer_step_that_cannot_be_is_refused_and_a_usual_one_named(text: str, words: str) -> None:
@@ -85,7 +94,7 @@ def test_an_outer_step_that_cannot_be_is_refused_and_a_usual_one_named(text: str
 AGENTS, ROUNDS, LOCAL, WIDTH = 4, 30, 10, 32
 PACES = (1.0, 1.3, 1.7, 2.9)
 """Seconds that each agent takes for its local steps."""
-RATES: Final = (0.025, 0.05, 0.07, 0.1, 0.4, 0.7, 1.0)
+RATES: Final = (0.05, 0.1, 0.2, 0.28, 0.4, 0.7, 1.0)
 SHAPES = ((WIDTH, 64), (WIDTH,), (10, WIDTH), (10,))
 
 
@@ -132,15 +141,16 @@ def synchronous(outer: Outer, workers: list[Worker]) -> float:
 
 
 def asynchronous(outer: Outer, workers: list[Worker]) -> float:
-    """As many drifts, each landing when its agent is done, on weights that others have moved meanwhile."""
-    weights, remembered = begin(), None
-    clock = [(pace, rank, weights) for rank, pace in enumerate(PACES)]
+    """As many drifts on a server's slot, each when its agent is done, on weights that others have moved meanwhile."""
+    slot = Slot(0, 0, 0, len(begin()), "float32", (Piece(0, 0, len(begin())),))
+    shard, window = Shard(slot, Server(), Rule.landing(outer), begin()), torch.ones(1, dtype=torch.float64)
+    shard.enter(tuple(range(AGENTS)))
+    clock = [(pace, rank, 1, 0, begin()) for rank, pace in enumerate(PACES)]
     for _ in range(ROUNDS * AGENTS):
-        now, rank, taken = heapq.heappop(clock)
-        step, remembered = outer.update(workers[rank].drift(taken), remembered)
-        weights = weights - step
-        heapq.heappush(clock, (now + PACES[rank], rank, weights))
-    return float(loss(weights, *digits()))
+        now, rank, number, have, taken = heapq.heappop(clock)
+        shard.push(Push(rank, number, have, 1.0, window), workers[rank].drift(taken))
+        heapq.heappush(clock, (now + PACES[rank], rank, number + 1, shard.version, shard.values.clone()))
+    return float(loss(shard.values, *digits()))
 
 
 @cache
@@ -155,7 +165,7 @@ def at_rates(way: str, *, apart: bool) -> dict[float, float]:
             case "naive":
                 found[rate] = asynchronous(Nesterov(rate, 0.9), workers)
             case _:
-                found[rate] = asynchronous(DelayedNesterov(rate, 0.9, AGENTS), workers)
+                found[rate] = asynchronous(DelayedNesterov(rate, 0.9), workers)
     return found
 
 
@@ -170,7 +180,7 @@ every_deal = pytest.mark.parametrize("apart", [False, True], ids=["alike", "apar
 def test_asynchronous_local_sgd_with_naive_momentum_is_worse_than_synchronous(apart: bool) -> None:
     """Liu et al. 2024 (arXiv 2401.09135), on digits in place of mixtures of Gaussians.
 
-    Four agents, the slowest at a third of the quickest's pace; as many local steps each way; the loss at the best of
+    Four agents on one server's slot, the slowest at a third of the quickest's pace; as many local steps each way; the loss at the best of
     seven outer rates. Agents with digits alike: 0.045 synchronous, 0.142 naive. Each with its own: 0.067 and 0.272.
     """
     assert best("naive", apart=apart) > 2 * best("synchronous", apart=apart)
@@ -178,9 +188,9 @@ def test_asynchronous_local_sgd_with_naive_momentum_is_worse_than_synchronous(ap
 
 @every_deal
 def test_naive_momentum_diverges_at_the_rate_that_is_best_for_synchronous_steps(apart: bool) -> None:
-    """Losses above 290, where a guess has 2.3."""
+    """Losses of 35 and 6, where a guess has 2.3."""
     rates = at_rates("synchronous", apart=apart)
-    assert not at_rates("naive", apart=apart)[min(rates, key=rates.__getitem__)] < 10 * math.log(10)
+    assert not at_rates("naive", apart=apart)[min(rates, key=rates.__getitem__)] < 2 * math.log(10)
 
 
 @pytest.mark.parametrize(("apart", "times"), [(False, 1.5), (True, 2.5)], ids=["alike", "apart"])

@@ -38,7 +38,9 @@ class Outer(Protocol):
     kind: ClassVar[str] = "outer"
 
     def init(self, like: Tensor) -> State: ...
-    def update(self, mean: Tensor, state: State) -> tuple[Tensor, State]: ...
+    def update(self, mean: Tensor, state: State, part: float = 1.0) -> tuple[Tensor, State]:
+        """The step to be taken against it; ``part``: it is no mean of all, but that much of a round of them."""
+        ...
 
 
 class Landing(Protocol):

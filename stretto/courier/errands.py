@@ -175,12 +175,8 @@ class _Errands:
                 self._serve(order)
             case Use():
                 self._session.use(order.group, parse(order.strategy, "strategy"), order.layouts)
-            case Donated():
-                self._session.donated(self._tensor(order.place))
-            case Room():
-                self._session.room(self._tensor(order.place))
-            case Healed():
-                self._session.healed()
+            case Donated() | Room() | Healed():
+                self._heal_on(order)
             case Passed():
                 self._answer(Seen(self._sharing.saw(order.round)))
             case Recall() | Remember() | Ask():
@@ -188,6 +184,16 @@ class _Errands:
             case Finish():
                 self._finished = True
                 self._loop.spawn(self._leave())
+
+    def _heal_on(self, order: Donated | Room | Healed) -> None:
+        """A newcomer is given what it lacks."""
+        match order:
+            case Donated():
+                self._session.donated(self._tensor(order.place))
+            case Room():
+                self._session.room(self._tensor(order.place))
+            case Healed():
+                self._session.healed()
 
     def _serve(self, order: Hold | Push | Inquire) -> None:
         """What is for servers."""

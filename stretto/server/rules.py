@@ -1,10 +1,9 @@
-"""How a slot's values are stepped: by PyTorch's own optimizers, over ranges of parameters.
+"""How a slot's values are stepped: by PyTorch's own optimizers, over ranges of parameters; or by an outer one.
 
 Theory of operation. An optimizer whose step of an element needs nothing of the other elements can step any range of a
 parameter by itself. A :class:`Rule` says which optimizer it is, in plain values; its numbers (learning rates, …) are of
 the agent that pushes, and travel with each push, so that schedulers work. A :class:`Stepper` is that optimizer over the
-memory of one slot. It is cut into ranges so short that malloc keeps what a step takes for a while: a step of Adam over
-4 MiB at once has its memory from the system, and takes some ten times as long, most of it for 2,000 fresh pages.
+memory of one slot. Where agents push drifts, it is an outer optimizer, whose numbers are part of its text.
 
 In float32 and float64 an element has the same bits however its slot is cut. In 16 bits it does not: PyTorch rounds the
 last elements of a range, that fill no vector, otherwise. Nor with ``fused=True``, which is kept where it was asked for.
@@ -12,16 +11,18 @@ last elements of a range, that fill no vector, otherwise. Nor with ``fused=True`
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 import torch
 from torch import Tensor
 
+from stretto.core import Outer
 from stretto.errors import UsageError
-from stretto.server.update import Rows, Update
+from stretto.server.optimizer_step import MADE_WITH, OptimizerStepper
+from stretto.server.outer_step import OuterStepper
+from stretto.server.update import Update
 
 if TYPE_CHECKING:
     from stretto.server.space import Slot
@@ -29,20 +30,51 @@ if TYPE_CHECKING:
 DENSE: Final = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta")
 TABLES: Final = ("SGD", "Adagrad", "SparseAdam")
 
-_RANGE: Final = 256 << 10
-_MADE_WITH: Final = ("initial_accumulator_value",)
-"""Numbers that count once, when a state begins."""
 _HOW: Final = ("foreach", "capturable", "differentiable")
 """Options that say how an optimizer computes, and not what."""
 
 
+class Stepper(Protocol):
+    """One optimizer over the values of one slot. ``params`` are views of these, whole or in ranges."""
+
+    params: list[Tensor]
+
+    def step(self, update: Update, hyper: Tensor, scale: float) -> None:
+        """One step with ``update``, which is not written; it counts ``scale`` times.
+
+        Raises:
+            UsageError: with these numbers that cannot be.
+        """
+        ...
+
+    def memory(self, p: Tensor) -> dict[str, Any]:
+        """What is remembered of one of ``params``; it is changed in place."""
+        ...
+
+    def state(self) -> list[dict[str, Any]]:
+        """What is remembered, by range, in plain values; the tensors are those that are written."""
+        ...
+
+    def load(self, state: list[dict[str, Any]]) -> None:
+        """Go on from there; tensors are copied."""
+        ...
+
+    def move(self, values: Tensor) -> None:
+        """Step in this memory from now on, which holds the same values."""
+        ...
+
+
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which optimizer: its class in ``torch.optim``, its options, the names of its numbers, its count of groups."""
+    """Which optimizer: its class in ``torch.optim``, its options, the names of its numbers, its count of groups.
+
+    ``outer``: ``name`` is an outer optimizer's text.
+    """
 
     name: str
     flags: dict[str, bool | float]
     numbers: tuple[str, ...]
     groups: int
+    outer: bool = False
 
     @classmethod
     def of(cls, optimizer: torch.optim.Optimizer) -> Rule:
@@ -61,7 +93,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"parameter alone; take {', '.join(DENSE)} of torch.optim, or SparseAdam for tables, or allreduce()"
             )
         told = {key: value for key, value in optimizer.defaults.items() if key not in _HOW}
-        options = [key for key, value in told.items() if value is None or isinstance(value, bool) or key in _MADE_WITH]
+        options = [key for key, value in told.items() if value is None or isinstance(value, bool) or key in MADE_WITH]
         numbers = [name for key, value in told.items() if key not in options for name in _names(key, value)]
         flags, *others = [_flags(options, group) for group in optimizer.param_groups]
         for number, other in enumerate(others, 1):
@@ -71,6 +103,16 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     "be equal in it; numbers such as lr and weight_decay may differ"
                 )
         return cls(kind.__name__, flags, tuple(numbers), len(optimizer.param_groups))
+
+    @classmethod
+    def landing(cls, outer: Outer) -> Rule:
+        """The rule by which drifts land; with each push comes how many windows its agent trained.
+
+        >>> from stretto.outers import Nesterov
+        >>> Rule.landing(Nesterov(0.7)).name
+        'nesterov'
+        """
+        return cls(str(outer), {}, ("windows",), 1, outer=True)
 
     def hyper(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """The optimizer's numbers as they are now: float64 [groups * numbers], what a push carries."""
@@ -111,7 +153,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def over(self, slot: Slot, values: Tensor) -> Stepper:
         """This optimizer over ``values``, the memory of a slot (flat); they change in place."""
-        return Stepper(self, slot, values)
+        return OuterStepper(self.name, values) if self.outer else OptimizerStepper(self, slot, values)
 
 
 def _names(key: str, value: Any) -> list[str]:
@@ -119,91 +161,4 @@ def _names(key: str, value: Any) -> list[str]:
 
 
 def _flags(options: Sequence[str], group: dict[str, Any]) -> dict[str, bool | float]:
-    return {key: float(group[key]) if key in _MADE_WITH else bool(group[key]) for key in options}
-
-
-def _bare(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """The class without what guards it from torch.compile: to import that takes 1.3 s and 70 MB, of every courier.
-
-    Nor is its step called through its wrapper of hooks and profiling, which takes longer than a small slot's step.
-    """
-    return type(kind.__name__, (kind,), {"add_param_group": inspect.unwrap(kind.add_param_group)})
-
-
-class Stepper:
-    """One optimizer over the values of one slot."""
-
-    def __init__(self, rule: Rule, slot: Slot, values: Tensor) -> None:
-        self.rule, self.slot = rule, slot
-        self._ranges: list[tuple[int, int]] = []
-        self.params: list[Tensor] = []
-        self._numbers = sorted({piece.group for piece in slot.pieces})
-        # The numbers come with the first push.
-        options = rule.flags | {"foreach": False, "fused": rule.flags.get("fused", False) and not slot.width}
-        groups = [{"params": self._cut(number, values), **options} for number in self._numbers]
-        made_with = {key: value for key, value in rule.flags.items() if key in _MADE_WITH}
-        kind: Any = _bare(getattr(torch.optim, rule.name))
-        self.optimizer: torch.optim.Optimizer = kind(groups, **made_with)
-        self._step = inspect.unwrap(kind.step)
-        self._tuned: tuple[Tensor, float] | None = None
-
-    def step(self, update: Update, hyper: Tensor, scale: float) -> None:
-        """One step with the gradient ``update``, which is not written; learning rates count ``scale`` times.
-
-        Raises:
-            UsageError: a table cannot be stepped with them.
-        """
-        self._tune(hyper, scale)
-        if isinstance(update, Rows):
-            self._sparse(update)
-        else:
-            for p, (start, stop) in zip(self.params, self._ranges, strict=True):
-                p.grad = update[start:stop]
-            with torch.no_grad():
-                self._step(self.optimizer)
-        for p in self.params:
-            p.grad = None
-
-    def state(self) -> list[dict[str, Any]]:
-        """What the optimizer remembers, by range, in plain values; the tensors are those that are written."""
-        return [dict(self.optimizer.state[p]) for p in self.params]
-
-    def load(self, state: list[dict[str, Any]]) -> None:
-        """Go on from there; tensors are copied."""
-        for p, found in zip(self.params, state, strict=True):
-            self.optimizer.state[p] = {k: x.clone() if isinstance(x, Tensor) else x for k, x in found.items()}
-
-    def move(self, values: Tensor) -> None:
-        """Step in this memory from now on, which holds the same values."""
-        for p, (start, stop) in zip(self.params, self._ranges, strict=True):
-            p.data = self._view(values, start, stop)
-
-    def _sparse(self, update: Rows) -> None:
-        (table,) = self.params
-        # Whoever made the rows has checked them.
-        with torch.no_grad(), torch.sparse.check_sparse_tensor_invariants(enable=False):
-            table.grad = torch.sparse_coo_tensor(update.rows[None], update.values, table.shape, is_coalesced=True)
-            self._step(self.optimizer)
-
-    def _cut(self, group: int, values: Tensor) -> list[Tensor]:
-        length = self.slot.elements if self.slot.width else _RANGE // values.itemsize
-        found = []
-        for piece in self.slot.pieces:
-            for start in range(piece.start, piece.stop, length) if piece.group == group else ():
-                self._ranges.append((start, min(start + length, piece.stop)))
-                found.append(self._view(values, *self._ranges[-1]))
-        self.params += found
-        return found
-
-    def _view(self, values: Tensor, start: int, stop: int) -> Tensor:
-        found = values.detach()[start:stop]
-        return found.view(-1, self.slot.width) if self.slot.width else found
-
-    def _tune(self, hyper: Tensor, scale: float) -> None:
-        if self._tuned is not None and scale == self._tuned[1] and torch.equal(hyper, self._tuned[0]):
-            return
-        self.rule.check(self.slot, hyper)
-        for number, group in zip(self._numbers, self.optimizer.param_groups, strict=True):
-            group.update(self.rule.group(hyper, number))
-            group["lr"] *= scale
-        self._tuned = hyper.clone(), scale
+    return {key: float(group[key]) if key in MADE_WITH else bool(group[key]) for key in options}

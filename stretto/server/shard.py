@@ -10,7 +10,7 @@ its agent's clock, by which a repeat is known, and the version of the values tha
 * Else a push is applied when it comes, as 1/n of a step: its learning rate is lr · weight / n, so n agents together
   move as one step of them all. (Of a table it is the gradient that is scaled: rows are touched by few, and with an
   optimizer that divides by the gradients' size each makes the step that it would make with all of them.) One without
-  weight moves nothing. How many others came between is its staleness, tau.
+  weight moves nothing. How many others came between is its staleness, tau. A drift lands as 1/n of an outer step.
 
 Whether an agent may go on is another question (:meth:`Shard.may`), asked when it is to be answered: with staleness k,
 when nobody who is active is more than k clocks behind.

@@ -34,7 +34,7 @@ class Before:
         for at, p in enumerate(self._stepper.params):
             self._values[at] = self._kept(p, p, self._values[at])
             had = self._states[at]
-            now = self._stepper.optimizer.state[p]
+            now = self._stepper.memory(p)
             self._states[at] = {key: self._kept(x, p, had.get(key)) for key, x in now.items()}
 
     def restore(self) -> None:
@@ -44,7 +44,7 @@ class Before:
         for p, values, state in zip(self._stepper.params, self._values, self._states, strict=True):
             assert values is not None
             self._put(values, p, p)
-            now = self._stepper.optimizer.state[p]
+            now = self._stepper.memory(p)
             for key in list(now):
                 if key not in state:
                     del now[key]

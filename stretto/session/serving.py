@@ -88,7 +88,8 @@ class Serving:
     def ask(self, number: int, what: str, x: Tensor, clock: int = 0) -> None:
         """``pull``, ``load`` or ``keep`` values; ``deal``, ``lease``, ``return`` or ``read`` about samples.
 
-        ``load``: they are to be what we have; ``keep``: our part of all, for a checkpoint. What is said about samples comes in ``x``: its bytes, then that.
+        ``load``: they are to be what we have; ``keep``: our part of all, for a checkpoint.
+        What is said about samples comes in ``x``: its bytes, then that.
         """
         if self._is_inside(number):
             self._told[number] = x

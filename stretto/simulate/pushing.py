@@ -9,6 +9,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from stretto.drifted import Drifted
 from stretto.ledger import Ledger
 from stretto.ledger.ranges import Ranges, without
 from stretto.notices import Given, notices
@@ -32,9 +33,14 @@ class Pushers(Trainer):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.late = self._process.uid not in self.uids
-        self._model = nn.ParameterList(self.weights.split(self._job.sizes))
-        optimizer = torch.optim.SGD(self._model.parameters(), lr=RATE, momentum=MOMENTUM)
-        self._pushed = Pushed([self._model], optimizer, ROOM, ROOM.allocate, most=1)
+        self._model = nn.ParameterList(self.weights.clone().split(self._job.sizes))
+        drifts = self._strategy.signal == "drift"
+        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=RATE, momentum=0.0 if drifts else MOMENTUM)
+        self._pushed: Pushed | Drifted
+        if drifts:
+            self._pushed = Drifted([self._model], self._strategy, ROOM, most=1)
+        else:
+            self._pushed = Pushed([self._model], self._optimizer, ROOM, ROOM.allocate, most=1)
         history, exchange = self._record.history, self._strategy.exchange
         assert history is not None and isinstance(exchange, Server)
         self._history, self._server = history, exchange
@@ -76,18 +82,20 @@ class Pushers(Trainer):
             if lease is None:
                 return
             await self._process.sleep(2 * self._pace * self._random.random())
-            self._find(lease)
             self._pushing.hand_out(lease.number, lease.share)
+            self._find(lease)
+            if self._strategy.signal == "drift":
+                self._optimizer.step()
             await self._pushing.stepped()
             self._pushed.give_back()
 
     def _find(self, lease: Lease) -> None:
-        """The gradient of what was leased."""
+        """The gradient of what was leased. (Drifts are made of gradients that are weighted, as backward would.)"""
         self._history.leases[self._process.uid, lease.number] = lease
         weights = torch.cat([p.flatten() for p in self._model])
         gradient = self._job.gradient(weights, samples(lease.ranges))
         for p, piece in zip(self._model, gradient.split(self._job.sizes), strict=True):
-            p.grad = piece
+            p.grad = piece * lease.share if self._strategy.signal == "drift" else piece
 
     # The wire
 

@@ -5,6 +5,7 @@ from stretto.strategies.asp import asp, bsp, ssp
 from stretto.strategies.async_gossip import async_gossip
 from stretto.strategies.decoupled_diloco import decoupled_diloco
 from stretto.strategies.delayed import delayed
+from stretto.strategies.delayed_nesterov import delayed_nesterov
 from stretto.strategies.demo import demo
 from stretto.strategies.diloco import diloco
 from stretto.strategies.eager_diloco import eager_diloco
@@ -25,6 +26,7 @@ __all__ = [
     "bsp",
     "decoupled_diloco",
     "delayed",
+    "delayed_nesterov",
     "demo",
     "diloco",
     "eager_diloco",

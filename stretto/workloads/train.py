@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from stretto.core import Network
+from stretto.core import Network, Strategy
 from stretto.server import Server
 from stretto.text import coerce
 from stretto.workloads.result import Outcome, Progress
@@ -243,10 +243,8 @@ def train(
             progress(tally.progress(shard, loss.item(), judge.accuracy))
         if not shard.in_step:
             continue
-        if after > before:
-            judge.test()
-            if judge.over:
-                break
+        if after > before and judge.test():
+            break
         if seconds is not None and agent.steps % AGREE_EVERY == 0 and tally.agree() >= seconds:
             break
 
@@ -276,13 +274,14 @@ class _Judge:
         self.accuracy: float | None = None
         self.over = False
 
-    def test(self) -> None:
-        """How good is it?"""
+    def test(self) -> bool:
+        """Is it good enough?"""
         now = self._tally.seconds()
         self.accuracy, self._loss = self._evaluate()
         self._tested = self._agent.steps
         self._tally.do_not_count(since=now)
         self.over = self._target is not None and self.accuracy >= self._target
+        return self.over
 
     def look(self) -> None:
         """All have stopped: test, and look at the clock."""
@@ -323,7 +322,8 @@ def judged(workload: Workload, model: nn.Module, given: Tensor, wanted: Tensor) 
 
 def _rows(workload: Workload, strategy: str) -> dict[str, bool]:
     """A server takes gradients by rows, where a model can give them so."""
-    served = isinstance(coerce(strategy, "strategy").exchange, Server)
+    chosen: Strategy = coerce(strategy, "strategy")
+    served = isinstance(chosen.exchange, Server) and chosen.signal == "gradient"
     return {"sparse": True} if workload.tables and served else {}
 
 
