@@ -248,7 +248,7 @@ class Client:
             self._again = True  # should the step under way be undone, somebody's part may be dealt again
             return
         self._samples = None
-        if request.kind == LEASE and about[0] == FENCE:
+        if request.kind == LEASE and about[0] in (FENCE, END):
             self._count(False)
         elif request.kind == LEASE and about[0] == GRANTED:
             self._lease = int(about[2]) if about.numel() > 2 else -1
