@@ -32,14 +32,14 @@ from stretto.errors import Diverged, UsageError
 from stretto.groups import Groups
 from stretto.holdings import Holdings
 from stretto.keeping import Keeping
-from stretto.ledger import Ledger, shares_of
+from stretto.ledger import shares_of
 from stretto.pace import Pace
 from stretto.preparing import check, check_names, check_native, describe, spread
 from stretto.pushing import Pushing
 from stretto.report import Report
 from stretto.saving import EVERY, Saver
 from stretto.server import Server
-from stretto.server.stock import Terms
+from stretto.server.stock import Known, Terms
 from stretto.session import Closing, epoch_of
 from stretto.text import coerce
 from stretto.trace import Trace
@@ -99,6 +99,7 @@ class Agent:
         self._groups = Groups(self, self._courier, self._holds, late=late)
         self._paces: dict[int, Pace] = {}
         self._met = Meeting()
+        self._staleness: dict[int, int] = {}
         self._begin = time.monotonic()
         if self._courier is not None:
             self._courier.keep(self)
@@ -132,8 +133,8 @@ class Agent:
         check_names(chosen, models)
         if self._servers and self.rank == 0 and not isinstance(chosen.exchange, Server):
             _say(
-                f"{self._servers} servers are here, and {chosen} has no use for them; use bsp(), ssp(4) or asp(), or "
-                "leave them out"
+                f"{chosen} has no use for the run's servers ({self._servers}); use bsp(), ssp(4) or asp(), or leave "
+                "them out"
             )
         self._holds.models += models
         if self._courier is not None:
@@ -310,7 +311,7 @@ class Agent:
         """Bytes and seconds so far."""
         seconds = time.monotonic() - self._begin
         if self._courier is None:
-            return Report(0, 0, 0, 0, 0, 0.0, seconds, 0.0, 0.0, 0, 0)
+            return Report(0, 0, 0, 0, 0, 0.0, seconds, 0.0, 0.0, 0, 0, {})
         c = self._courier.counted()
         return Report(
             c.sent,
@@ -324,6 +325,7 @@ class Agent:
             c.codec_seconds,
             c.dense,
             c.coded,
+            self._staleness,
         )
 
     # What others need of us, and give us
@@ -372,19 +374,20 @@ class Agent:
         """Are checkpoints written?"""
         return self._keeping.saves
 
-    def stood(self, closing: Closing, ledger: bytes, *, save: bool) -> None:
+    def stood(self, closing: Closing, known: bytes, *, save: bool) -> None:
         """All have stopped at a fence; this is trained."""
         if save:
             self._keeping.wish()
+        told = msgspec.json.decode(known, type=Known)
+        self._staleness = told.staleness
+        before = after = 0
         for shard in self._holds.shards[:1]:
-            assert isinstance(shard, Leased)
-            before = shard.ledger.trained
-            shard.stand(msgspec.json.decode(ledger, type=Ledger))
-            self._holds.steps = shard.ledger.steps
-            self.moved(closing)
-            self._met.between(before, shard.ledger.trained)
-            return
+            assert isinstance(shard, Leased) and told.ledger is not None
+            before, after = shard.ledger.trained, told.ledger.trained
+            shard.stand(told.ledger)
+            self._holds.steps = told.ledger.steps
         self.moved(closing)
+        self._met.between(before, after)
 
     def closed(self, closing: Closing, *, save: bool, fence: bool) -> None:
         """A backward's round has ended; ``fence``: the first since a batch was drawn."""

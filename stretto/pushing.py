@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
+from stretto.buffers import Buffers
 from stretto.drifted import Drifted
 from stretto.drifts import diverged
 from stretto.notices import Given, noticed
@@ -54,8 +55,8 @@ class Wire(Protocol):
         """Begin to ask (:meth:`stretto.session.Session.ask`); await whether somebody answered, in ``x``."""
         ...
 
-    def stood(self, closing: Closing, ledger: bytes, *, save: bool) -> None:
-        """All have stopped: this is what is trained."""
+    def stood(self, closing: Closing, known: bytes, *, save: bool) -> None:
+        """All have stopped; ``known`` (:class:`stretto.server.stock.Known`, as JSON): what is trained."""
         ...
 
 
@@ -67,6 +68,7 @@ class Pushing:
         words: :data:`WORDS` bytes that the courier sees.
         together: every step is one of all.
         late: we are new: first of all we stop at a fence, where we are let in.
+        buffers: become a mean of all agents' at fences.
     """
 
     def __init__(
@@ -78,8 +80,9 @@ class Pushing:
         *,
         late: bool,
         together: bool,
+        buffers: Buffers | None = None,
     ) -> None:
-        self.pushed, self._together = pushed, together
+        self.pushed, self._together, self._buffers = pushed, together, buffers
         self._notice, self._wire, self._late = notice, wire, late
         self._about, self._ledger = words[:-_LEDGER].view(torch.float64), words[-_LEDGER:]
         self._passes = self._fences = self._steps = self._batch = 0
@@ -115,7 +118,7 @@ class Pushing:
             if ahead:
                 return None
             await self._skip()
-        about = await self._turn(ahead or self.pushed.left)
+        about = await self._turn(ahead)
         if about is None and self.pushed.left and not ahead:
             await self._push()
             about = await self._turn()
@@ -160,7 +163,10 @@ class Pushing:
         self.pushed.land()
 
     async def _turn(self, ahead: bool = False) -> Tensor | None:
-        """What is said of the samples that are next, when we may go on; None at the end, and if we are not to wait."""
+        """What is said of the samples that are next, when we may go on; None at the end, and if we are not to wait.
+
+        Nor do we wait while something is left.
+        """
         while not self._ended:
             coming, self._coming = self._coming, None
             if self._late:
@@ -168,19 +174,20 @@ class Pushing:
                     await coming  # nobody answered it
                 await self._stop()
                 continue
-            if not await (coming or self._ask(ahead)):
+            early = ahead or self.pushed.left
+            if not await (coming or self._ask(early)):
                 self._late = True
                 continue
             about = _said(self._about).view(torch.float64)
             if about[0] == FENCE:
                 self._fences = int(about[1])
                 await self._stop()
-            elif about[0] == END and not ahead:
+            elif about[0] == END and not early:
                 self._ended = True
                 await self._stop(last=True)
             elif about[0] not in (END, WAIT):
                 return about
-            elif ahead:
+            elif early:
                 return None
         return None
 
@@ -203,7 +210,7 @@ class Pushing:
         if self.pushed.left and not self._late:
             await self._push()
         if not self._late:
-            await self._agree(fence=False)
+            await self._agree(fence=False, buffers=self._buffers)
             await self._pull()
             await self._agree(fence=False)
 
@@ -215,7 +222,7 @@ class Pushing:
         """
         if self.pushed.left and not self._late:  # (else what we trained is others' to train)
             await self._push()
-        closing = await self._agree(fence=True)
+        closing = await self._agree(fence=True, buffers=self._buffers)
         if closing.alone:
             return
         self._late = False
@@ -230,10 +237,16 @@ class Pushing:
         if self._notice[1][3] > 0:
             raise diverged(self._steps)
 
-    async def _agree(self, *, fence: bool) -> Closing:
+    async def _agree(self, *, fence: bool, buffers: Buffers | None = None) -> Closing:
         flat, mean = self._notice
         noticed(flat, self._wire.wishes(), lost=not self.pushed.finite)
-        return await self._wire.agree([Given(0, flat, mean)], fence=fence)
+        given = [Given(0, flat, mean)]
+        if buffers is not None and buffers.board():
+            given.append(Given(1, buffers.flat, buffers.mean))
+        closing = await self._wire.agree(given, fence=fence)
+        if len(given) > 1 and buffers is not None and not closing.alone:
+            buffers.alight(float(mean[0]))
+        return closing
 
     # What others are given, and what is our own
 

@@ -68,7 +68,7 @@ def train(
 
 def watch(console: Console, job: Job, agents: int, care: Care = USUAL, servers: int = 0) -> Result:
     """Train while the console shows it, then sum it up."""
-    who = f"{agents} agents" + (f", {servers} servers" if servers else "")
+    who = f"{agents} agents" + (f", {servers} server{'s' * (servers > 1)}" if servers else "")
     title = f"{job.workload}, {job.model}: {who}, {job.strategy}, link {job.link}"
     with view(console, title, agents) as seen:
         result = launch(job, agents, seen.show, output.printer(console), care, servers=servers)
@@ -88,6 +88,11 @@ def summarise(console: Console, result: Result) -> None:
     wire = statistics.fmean(result.wire_sent)
     counted = f"({output.megabytes(wire)} by the system's own counters)" if wire else "(none of it over a network)"
     console.print(f"an agent sent {output.megabytes(statistics.fmean(result.bytes_sent))} {counted}")
+    if sum(result.staleness.values()):
+        pushes, late = sum(result.staleness.values()), sum(tau * n for tau, n in result.staleness.items())
+        console.print(
+            f"staleness {late / pushes:.1f} pushes in the mean, {max(result.staleness)} at most, of {pushes:,}"
+        )
     held = f"digests of {len(result.digests)} agents equal: {result.digests[0]}"
     console.print(f"{result.proof}; {held if equal else 'the weights differ: ' + ', '.join(result.digests)}")
 

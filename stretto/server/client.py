@@ -46,6 +46,8 @@ _SLOWER: Final = 0.9
 _QUICKER: Final = 1.02
 _LEAST: Final = 1 / 64
 """How the size of the batches of a slow agent follows its place among the others."""
+_FEWEST: Final = 2.0
+"""Samples, if as many are asked for: a batch of one is what batch normalisation refuses."""
 
 
 class Memory(Protocol):
@@ -148,7 +150,7 @@ class Client:
             terms: how many; whether we cannot push what we have without; whether we ask ahead, and will not wait.
             wish: all are to stop at a fence; ``fences``: that we have stopped at.
         """
-        more = torch.tensor([max(1.0, terms[0] * self._pace), *terms[1:]], dtype=torch.float64)
+        more = torch.tensor([max(min(_FEWEST, terms[0]), terms[0] * self._pace), *terms[1:]], dtype=torch.float64)
         self._sample(number, Request(LEASE, self._me, self._clock + 1, fences, float(wish), self._lease, more), ())
 
     def give_back(self, number: int, lease: int) -> None:

@@ -119,7 +119,7 @@ class Replica:
             payload = (numbers(COPIED, shard.version, shard.slowest, shard.fastest), state.packed(self.stock.state()))
             self._send(self._ranks[request.uid], payload, ANSWER)
             return
-        text = msgspec.json.encode(self.stock.ledger)
+        text = msgspec.json.encode(self.stock.known)
         self._send(self._ranks[request.uid], (torch.frombuffer(bytearray(text), dtype=torch.uint8),), LEASED)
 
     def _answer(self, request: Request) -> None:

@@ -54,6 +54,13 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     meet: int = 0
 
 
+class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is told at a fence: the ledger, and how often each staleness was met by pushes to the first slot."""
+
+    ledger: Ledger | None
+    staleness: dict[int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """To ``uid``: its ``request`` is carried out; ``about`` is what was decided about samples, else it gets values."""
@@ -87,9 +94,10 @@ class Stock:
         return self.shard.version
 
     @property
-    def ledger(self) -> Ledger | None:
-        """What is trained."""
-        return self._leases.ledger if self._leases is not None else None
+    def known(self) -> Known:
+        """What is trained, and how stale gradients were."""
+        ledger = self._leases.ledger if self._leases is not None else None
+        return Known(ledger, dict(self.shard.staleness))
 
     def enter(self, members: tuple[int, ...], clock: int | None) -> None:
         """Another epoch begins, of these members (uids by rank); ``clock``: to which all slots go back."""

@@ -19,7 +19,7 @@ from stretto.pushing import WORDS, Pushing
 from stretto.server.leases import Lease
 from stretto.server.settlement import Spec
 from stretto.server.space import Slot, plan_slots
-from stretto.server.stock import Terms
+from stretto.server.stock import Known, Terms
 from stretto.server.value import Server
 from stretto.session import Closing, Layout
 from stretto.simulate.task import MOMENTUM, RATE, Part, samples
@@ -139,8 +139,9 @@ class Pushers(Trainer):
     async def _came(self, number: int) -> bool:
         return await self._wait(number) is None
 
-    def stood(self, closing: Closing, ledger: bytes, *, save: bool) -> None:
-        after = msgspec.json.decode(ledger, type=Ledger)
+    def stood(self, closing: Closing, known: bytes, *, save: bool) -> None:
+        after = msgspec.json.decode(known, type=Known).ledger
+        assert after is not None
         self._trained.clear()
         self.weights.copy_(torch.cat([p.detach().flatten() for p in self._model]))
         parts = tuple(Part(0, epoch, ranges, 1.0) for epoch, ranges in _trained(self._ledger, after))

@@ -75,6 +75,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     codec_seconds: float
     dense: int
     coded: int
+    staleness: dict[int, int] = {}
     rate: float
     digest: str
 
@@ -98,6 +99,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         sent_training: of bytes_sent those after the first weights were spread.
         codec_seconds: CPU seconds in codecs.
         dense, coded: bytes that codecs were given, and that they made of them; 0 where there is no codec.
+        staleness: with servers, how many pushes came how many pushes late, of all agents.
         rate: bytes a second that the agents found their network to carry.
         computing, waiting: seconds; waiting is for other agents, computing is the rest.
         digests: of the weights; equal digests are equal bits.
@@ -129,6 +131,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     codec_seconds: list[float]
     dense: list[int]
     coded: list[int]
+    staleness: dict[int, int]
     rate: float
     computing: list[float]
     waiting: list[float]
@@ -172,6 +175,7 @@ def combine(job: Job, outcomes: Sequence[Outcome]) -> Result:
         codec_seconds=[o.codec_seconds for o in outcomes],
         dense=[o.dense for o in outcomes],
         coded=[o.coded for o in outcomes],
+        staleness=first.staleness,
         rate=first.rate,
         computing=[max(0.0, o.seconds - o.waiting) for o in outcomes],
         waiting=[o.waiting for o in outcomes],

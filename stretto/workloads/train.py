@@ -53,6 +53,8 @@ class Report(Protocol):
     def dense(self) -> int: ...
     @property
     def coded(self) -> int: ...
+    @property
+    def staleness(self) -> dict[int, int]: ...
 
 
 class Shard(Protocol):
@@ -182,6 +184,7 @@ class Tally:
             codec_seconds=report.codec_cpu,
             dense=report.dense,
             coded=report.coded,
+            staleness=report.staleness,
             rate=self.agent.network.rate,
             digest=self.agent.digest(),
         )
