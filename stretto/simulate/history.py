@@ -77,7 +77,7 @@ class State:
 class Pushed:
     """What an agent computed its part from: of each slot a state (any of some, where their values are the same)."""
 
-    lease: Lease
+    leases: tuple[Lease, ...]
     weight: float
     read: Mapping[int, Sequence[State]]
 
@@ -98,19 +98,19 @@ class History:
 
     Attributes:
         lead: how far ahead of the slowest somebody went on, at most.
-        coded: parts are pushed by a lossy codec.
-        leases: by uid and number.
+        plain: what is pushed is a gradient, to the bit.
+        leases: what an agent pushes by its uid and the number of the last of them.
         reads: of each agent and slot what it read last: a state, or any of some with the same values.
         places: where a slot's elements are in the weights.
     """
 
     server: Server
-    coded: bool = False
+    plain: bool = True
     lead: int = 0
     places: dict[int, Tensor] = field(default_factory=dict)
     states: dict[tuple[object, ...], State] = field(default_factory=dict)
     pushed: dict[Push, Pushed] = field(default_factory=dict)
-    leases: dict[tuple[int, int], Lease] = field(default_factory=dict)
+    leases: dict[tuple[int, int], tuple[Lease, ...]] = field(default_factory=dict)
     reads: defaultdict[int, dict[int, list[State]]] = field(default_factory=lambda: defaultdict(dict))
     acknowledged: set[Push] = field(default_factory=set)
     answers: dict[tuple[int, Push], Answer] = field(default_factory=dict)
@@ -121,7 +121,8 @@ class History:
     def of(cls, strategy: Strategy) -> History | None:
         """Of a run of ``strategy``, if it has servers."""
         server = strategy.exchange
-        return cls(server, strategy.codec != Identity()) if isinstance(server, Server) else None
+        plain = strategy.signal == "gradient" and strategy.codec == Identity()
+        return cls(server, plain) if isinstance(server, Server) else None
 
     # What happens at holders
 
@@ -169,8 +170,7 @@ class History:
 
     def pushes(self, uid: int, clock: int, lease: int, weight: float) -> None:
         """``uid`` pushes what it computed with what it read last."""
-        held = self.leases.get((uid, lease), Lease(0, 0, (), 0.0))
-        self.pushed[uid, clock] = Pushed(held, weight, dict(self.reads[uid]))
+        self.pushed[uid, clock] = Pushed(self.leases.pop((uid, lease), ()), weight, dict(self.reads[uid]))
 
     def reading(self, uid: int, slot: int, version: int, values: Tensor) -> None:
         """``uid`` is given these values.
@@ -262,9 +262,10 @@ class History:
     def _check_samples(self, end: State, samples: int, epochs: int) -> None:
         """The pushes that slot 0 has carried out are of every sample once an epoch."""
         times: dict[tuple[int, int], int] = {}
-        for push in (self.pushed[push] for state in end.way for push in state.pushes):
-            for at in (i for a, b in push.lease.ranges for i in range(a, b)) if push.weight else ():
-                times[push.lease.epoch, at] = times.get((push.lease.epoch, at), 0) + 1
+        for push in (push for state in end.way for push in state.pushes):
+            for lease in (lease for lease in self.pushed[push].leases if lease.share):
+                for at in (i for begin, stop in lease.ranges for i in range(begin, stop)):
+                    times[lease.epoch, at] = times.get((lease.epoch, at), 0) + 1
         odd = [(e, i) for e in range(epochs) for i in range(samples) if times.get((e, i), 0) != 1]
         if odd:
             raise Broken(f"sample {odd[0][1]} was pushed {times.get(odd[0], 0)} times in epoch {odd[0][0]}")
@@ -277,4 +278,4 @@ class History:
     @property
     def exact(self) -> bool:
         """Does what was pushed follow from what was read?"""
-        return not (self.coded or self._inexact)
+        return self.plain and not self._inexact

@@ -12,7 +12,7 @@ from stretto.simulate.task import MOMENTUM, RATE, Job, samples
 
 
 def replayed(history: History, final: Mapping[int, State], job: Job, weights: Tensor) -> float:
-    """How far ``weights`` are from what that ends with, relative to them; 0 where codecs round what is pushed or read.
+    """How far ``weights`` are from what that ends with, relative to them; 0 where it is no gradient, or codecs round.
 
     Each push is computed anew from the states that its agent had read.
     """
@@ -65,7 +65,8 @@ class _Again:
             weights = torch.zeros(sum(self._job.sizes), dtype=self._job.dtype)
             for number, (read, *_) in pushed.read.items():
                 weights[places[number]] = self.values[read]
-            self._gradients[push] = self._job.gradient(weights, samples(pushed.lease.ranges))
+            picked = [sample for lease in pushed.leases for sample in samples(lease.ranges)]
+            self._gradients[push] = self._job.gradient(weights, picked)
         return self._gradients[push][self._history.places[slot]]
 
     def _compensated(self, push: Push, slot: int, values: Tensor) -> Tensor:
