@@ -118,7 +118,7 @@ class Pushing:
             if ahead:
                 return None
             await self._skip()
-        about = await self._turn(ahead or self.pushed.left)
+        about = await self._turn(ahead)
         if about is None and self.pushed.left and not ahead:
             await self._push()
             about = await self._turn()
@@ -163,7 +163,10 @@ class Pushing:
         self.pushed.land()
 
     async def _turn(self, ahead: bool = False) -> Tensor | None:
-        """What is said of the samples that are next, when we may go on; None at the end, and if we are not to wait."""
+        """What is said of the samples that are next, when we may go on; None at the end, and if we are not to wait.
+
+        Nor do we wait while something is left.
+        """
         while not self._ended:
             coming, self._coming = self._coming, None
             if self._late:
@@ -171,19 +174,20 @@ class Pushing:
                     await coming  # nobody answered it
                 await self._stop()
                 continue
-            if not await (coming or self._ask(ahead)):
+            early = ahead or self.pushed.left
+            if not await (coming or self._ask(early)):
                 self._late = True
                 continue
             about = _said(self._about).view(torch.float64)
             if about[0] == FENCE:
                 self._fences = int(about[1])
                 await self._stop()
-            elif about[0] == END and not ahead:
+            elif about[0] == END and not early:
                 self._ended = True
                 await self._stop(last=True)
             elif about[0] not in (END, WAIT):
                 return about
-            elif ahead:
+            elif early:
                 return None
         return None
 

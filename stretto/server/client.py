@@ -24,6 +24,7 @@ from stretto.server.messages import (
     COPIED,
     COPY,
     DEAL,
+    END,
     FENCE,
     GRANTED,
     LEASE,
@@ -99,6 +100,7 @@ class Client:
         self._pulled: list[State] = [None] * len(slots)
         self._values: _Due | None = None
         self._samples: tuple[int, Request, Payload] | None = None
+        self._again = False
         self._lease = -1
         self._lent: dict[tuple[int, int], Tensor | None] = {}
         self.kept: dict[int, Tensor] = {}
@@ -175,9 +177,13 @@ class Client:
                 request, body = due.requests[slot]
                 ask(slot, request, body)
         self._say_whether_we_count()  # (who pushes, counts)
-        if self._samples is not None:
+        self._ask_for_samples()
+
+    def _ask_for_samples(self) -> None:
+        self._again = False
+        if self._samples is not None and self._ask is not None:
             _, request, body = self._samples
-            ask(0, request, body)
+            self._ask(0, request, body)
 
     def leave(self) -> None:
         """The epoch is over. What was coded against what a holder knew of us begins anew."""
@@ -191,6 +197,7 @@ class Client:
         numbers = [due.number for due in (self._values,) if due is not None]
         numbers += [self._samples[0]] if self._samples is not None else []
         self._values = self._samples = None
+        self._again = False
         self._counted = self._server.staleness == 0
         self._have = [-1] * len(self._slots)
         return numbers
@@ -223,6 +230,8 @@ class Client:
             if self._server.staleness == 0:
                 self._clock = max(self._clock, self._seen)
             self._ended(due.number, None)
+            if self._again:
+                self._ask_for_samples()
 
     def leased(self, payload: Payload) -> None:
         """About samples.
@@ -236,6 +245,9 @@ class Client:
         about = payload[0]
         if request.kind == LEASE and about[0] == WAIT and not request.more[2]:
             self._count(False)
+            return
+        if request.kind == LEASE and about[0] == END and self._values is not None and self._server.staleness == 0:
+            self._again = True  # should the step under way be undone, somebody's part may be dealt again
             return
         self._samples = None
         if request.kind == LEASE and about[0] == FENCE:
