@@ -72,11 +72,13 @@ class Drifted:
         """Our optimizer has made a step."""
         self._batches += 1
 
+    @torch.no_grad()
     def move_in(self) -> None:
         """What we have is what servers have."""
         for _, p, values in self._pieces():
             values.copy_(p)
 
+    @torch.no_grad()
     def take(self) -> list[tuple[Tensor, ...]]:
         """What is to be pushed, by bucket."""
         for flat, p, values in self._pieces():
@@ -87,6 +89,7 @@ class Drifted:
     def give_back(self) -> None:
         """Gradients were not taken."""
 
+    @torch.no_grad()
     def land(self) -> None:
         """Values came: we go on from these."""
         self._batches = 0
