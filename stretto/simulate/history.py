@@ -228,8 +228,12 @@ class History:
             same = [s for s in states if all(s in other[slot] for other in others)]
             if not same:
                 raise Broken(f"agents have ended with different states of slot {slot}")
-            final[slot] = same[0]
+            final[slot] = max(same, key=self._answered_for)
         return final
+
+    def _answered_for(self, end: State) -> int:
+        """How much of what was acknowledged led there: it tells states apart that agents cannot."""
+        return len(self.acknowledged.intersection(push for state in end.way for push in state.pushes))
 
     def _check_slot(self, end: State) -> None:
         order = [push for state in end.way for push in state.pushes]
