@@ -246,7 +246,7 @@ class Pushing:
         self.stands = True
 
     async def _leave(self) -> None:
-        """We go between two fences: where every step is one of all, as all stand who go now; else all stop once more."""
+        """We go between two fences: where every step is one of all, as all stand who go; else all stop once more."""
         coming, self._coming, self._leaving = self._coming, None, True
         while not (self.stands or self._late):
             if self._together and coming is None:

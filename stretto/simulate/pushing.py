@@ -126,8 +126,6 @@ class Pushers(Trainer):
     def push(self, weight: float, lease: int, hyper: Tensor, parts: Sequence[tuple[Tensor, ...]]) -> Awaitable[bool]:
         self._number += 1
         number = self._number
-        self._history.leases[self._process.uid, lease] = tuple(self._trained)
-        self._trained.clear()
         self._process.to_session("push", number, weight, lease, hyper, parts)
         return Coming(lambda: self._came(number))
 
@@ -143,7 +141,6 @@ class Pushers(Trainer):
     def stood(self, closing: Closing, known: bytes, *, save: bool) -> None:
         after = msgspec.json.decode(known, type=Known).ledger
         assert after is not None
-        self._trained.clear()
         self.weights.copy_(torch.cat([p.detach().flatten() for p in self._model]))
         parts = tuple(Part(0, epoch, ranges, 1.0) for epoch, ranges in _trained(self._ledger, after))
         self._ledger = after
