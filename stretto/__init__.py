@@ -32,8 +32,10 @@ __all__ = [
     "Agent",
     "Strategy",
     "allreduce",
+    "asp",
     "async_easgd",
     "async_gossip",
+    "bsp",
     "decoupled_diloco",
     "delayed",
     "delayed_nesterov",
@@ -50,6 +52,7 @@ __all__ = [
     "post_local_sgd",
     "push_sum",
     "sparse_loco",
+    "ssp",
     "streaming_diloco",
 ]
 

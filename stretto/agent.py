@@ -133,8 +133,8 @@ class Agent:
         check_names(chosen, models)
         if self._servers and self.rank == 0 and not isinstance(chosen.exchange, Server):
             _say(
-                f"{self._servers} servers are here, and {chosen} has no use for them; use bsp(), ssp(4) or asp(), or "
-                "leave them out"
+                f"{chosen} has no use for the run's servers ({self._servers}); use bsp(), ssp(4) or asp(), or leave "
+                "them out"
             )
         self._holds.models += models
         if self._courier is not None:

@@ -186,12 +186,18 @@ class Bucket:
 
 
 class Passengers:
-    """The floating-point buffers of models, which ride in the last bucket by the rule of ``room``."""
+    """The floating-point buffers of models, which ride in the last bucket by the rule of ``room``.
 
-    def __init__(self, models: Sequence[nn.Module], room: Room) -> None:
+    ``counts``: single whole numbers ride, too, for where agents count apart; their mean is rounded.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], room: Room, *, counts: bool = False) -> None:
         rule, self._leads = room.buffers, room.leads
         self._rule = rule
-        self._buffers = list({id(b): b for m in models for b in m.buffers() if b.is_floating_point()}.values())
+        found = {id(b): b for m in models for b in m.buffers()}.values()
+        self._buffers = [
+            b for b in found if b.is_floating_point() or (counts and b.dtype == torch.int64 and not b.dim())
+        ]
         if rule == "local":
             self._buffers = []
         self._agreed: Tensor | None = None
@@ -223,7 +229,8 @@ class Passengers:
             mean = self._agreed
         at = 0
         for b in self._buffers:
-            b.copy_(mean[at : at + b.numel()].view_as(b))
+            x = mean[at : at + b.numel()].view_as(b)
+            b.copy_(x if b.is_floating_point() else x.round())
             at += b.numel()
 
     def _keep_the_first_ones(self, mean: Tensor) -> None:

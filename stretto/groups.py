@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stretto.buckets import BufferRule, Room, layouts
+from stretto.buffers import Buffers
 from stretto.core import Strategy
 from stretto.courier import Courier
 from stretto.delayed import Delayed
@@ -152,7 +153,13 @@ class Groups:
         group, notice, words = len(self._groups), notices(room), room.allocate(WORDS)
         wire = Wire(self._owner, courier, group)
         self._holds.loose = self.pushing = pushing = Pushing(
-            pushed, notice, words, wire, late=self._late, together=server.staleness == 0
+            pushed,
+            notice,
+            words,
+            wire,
+            late=self._late,
+            together=server.staleness == 0,
+            buffers=Buffers(models, room),
         )
         spec = Spec(str(chosen), pushed.extents, pushed.rule)
         courier.use(group, str(allreduce()), [Layout(0)])

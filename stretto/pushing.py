@@ -17,12 +17,13 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
+from stretto.buffers import Buffers
 from stretto.drifted import Drifted
 from stretto.drifts import diverged
 from stretto.notices import Given, noticed
 from stretto.pushed import Pushed
 from stretto.server.leases import Lease
-from stretto.server.messages import END, FENCE, WAIT
+from stretto.server.messages import END, FENCE, GRANTED, WAIT
 from stretto.server.stock import read_lease
 from stretto.session import Closing
 
@@ -67,6 +68,7 @@ class Pushing:
         words: :data:`WORDS` bytes that the courier sees.
         together: every step is one of all.
         late: we are new: first of all we stop at a fence, where we are let in.
+        buffers: become a mean of all agents' at fences.
     """
 
     def __init__(
@@ -78,15 +80,18 @@ class Pushing:
         *,
         late: bool,
         together: bool,
+        buffers: Buffers | None = None,
     ) -> None:
-        self.pushed, self._together = pushed, together
+        self.pushed, self._together, self._buffers = pushed, together, buffers
         self._notice, self._wire, self._late = notice, wire, late
         self._about, self._ledger = words[:-_LEDGER].view(torch.float64), words[-_LEDGER:]
         self._passes = self._fences = self._steps = self._batch = 0
-        self._ended = False
+        self._ended = self._leaving = False
         self._coming: Awaitable[bool] | None = None
         self._handed: int | None = None
         self._lease = -1
+        self.stands = True
+        """Are all at the point of the last fence, as far as one knows?"""
 
     async def begin(self) -> None:
         """The first agent's values are what servers have; all call it at the same point."""
@@ -115,7 +120,7 @@ class Pushing:
             if ahead:
                 return None
             await self._skip()
-        about = await self._turn(ahead or self.pushed.left)
+        about = await self._turn(ahead)
         if about is None and self.pushed.left and not ahead:
             await self._push()
             about = await self._turn()
@@ -137,6 +142,7 @@ class Pushing:
     async def stepped(self) -> None:
         """The optimizer makes a step: when it is due, push what was trained, and ask for what is next."""
         self._steps += 1
+        self.stands = False
         self.pushed.trained()
         if not self._batch and (self.pushed.due or self._late):  # nothing is dealt, but there may be a fence
             await self._turn()
@@ -160,7 +166,10 @@ class Pushing:
         self.pushed.land()
 
     async def _turn(self, ahead: bool = False) -> Tensor | None:
-        """What is said of the samples that are next, when we may go on; None at the end, and if we are not to wait."""
+        """What is said of the samples that are next, when we may go on; None at the end, and if we are not to wait.
+
+        Nor do we wait while something is left.
+        """
         while not self._ended:
             coming, self._coming = self._coming, None
             if self._late:
@@ -168,19 +177,20 @@ class Pushing:
                     await coming  # nobody answered it
                 await self._stop()
                 continue
-            if not await (coming or self._ask(ahead)):
+            early = ahead or self.pushed.left
+            if not await (coming or self._ask(early)):
                 self._late = True
                 continue
             about = _said(self._about).view(torch.float64)
             if about[0] == FENCE:
                 self._fences = int(about[1])
                 await self._stop()
-            elif about[0] == END and not ahead:
+            elif about[0] == END and not early:
                 self._ended = True
                 await self._stop(last=True)
             elif about[0] not in (END, WAIT):
                 return about
-            elif ahead:
+            elif early:
                 return None
         return None
 
@@ -192,8 +202,8 @@ class Pushing:
             self._late |= not await self._wire.push(0.0, handed, self.pushed.hyper, nothing)
 
     def _ask(self, ahead: bool = False) -> Awaitable[bool]:
-        idle = self._handed is not None and not ahead
-        self._about[:5] = torch.tensor([self._batch, any(self._wire.wishes()), self._fences, idle, ahead])
+        idle, wish = self._handed is not None and not ahead, self._leaving or any(self._wire.wishes())
+        self._about[:5] = torch.tensor([self._batch, wish, self._fences, idle, ahead])
         return self._wire.ask("lease", self._about)
 
     # Fences
@@ -203,7 +213,7 @@ class Pushing:
         if self.pushed.left and not self._late:
             await self._push()
         if not self._late:
-            await self._agree(fence=False)
+            await self._agree(fence=False, buffers=self._buffers)
             await self._pull()
             await self._agree(fence=False)
 
@@ -215,25 +225,55 @@ class Pushing:
         """
         if self.pushed.left and not self._late:  # (else what we trained is others' to train)
             await self._push()
-        closing = await self._agree(fence=True)
+        closing = await self._agree(fence=True, buffers=self._buffers)
         if closing.alone:
             return
         self._late = False
         _, save, _, _ = self._notice[1].tolist()
         await self._pull()
-        await self._wire.ask("read", self._ledger)
-        if self._wire.saves and (save > 0 or last):
-            self._about[:2] = torch.tensor([self._wire.rank, self._wire.size])
-            await self._wire.ask("keep", self._about)
-        self._wire.stood(closing, bytes(_said(self._ledger).numpy()), save=save > 0)
+        await self._take_stock(closing, save=save > 0, keep=save > 0 or last)
         await self._agree(fence=False)
         if self._notice[1][3] > 0:
             raise diverged(self._steps)
 
-    async def _agree(self, *, fence: bool) -> Closing:
+    async def _take_stock(self, closing: Closing, *, save: bool, keep: bool) -> None:
+        """Nothing moves, and the values are ours: have the rest of what a checkpoint needs."""
+        await self._wire.ask("read", self._ledger)
+        if self._wire.saves and keep:
+            self._about[:2] = torch.tensor([self._wire.rank, self._wire.size])
+            await self._wire.ask("keep", self._about)
+        self._wire.stood(closing, bytes(_said(self._ledger).numpy()), save=save)
+        self.stands = True
+
+    async def _leave(self) -> None:
+        """We go between two fences: where every step is one of all, as all stand who go now; else all stop once more."""
+        coming, self._coming, self._leaving = self._coming, None, True
+        while not (self.stands or self._late):
+            if self._together and coming is None:
+                await self._pull()
+                await self._take_stock(Closing(0, alone=True), save=False, keep=True)
+                return
+            if not await (coming or self._ask(ahead=True)):
+                return
+            coming, about = None, _said(self._about).view(torch.float64)
+            if about[0] in (FENCE, END):
+                self._fences, self._ended = int(about[1]), bool(about[0] == END)
+                await self._stop(last=self._ended)
+                return
+            if about[0] == GRANTED and about.numel() > 2 and not self._together:
+                await self.give_back(int(about[2]))
+
+    async def _agree(self, *, fence: bool, buffers: Buffers | None = None) -> Closing:
         flat, mean = self._notice
-        noticed(flat, self._wire.wishes(), lost=not self.pushed.finite)
-        return await self._wire.agree([Given(0, flat, mean)], fence=fence)
+        wish, door = self._wire.wishes()
+        noticed(flat, (wish or (fence and self._leaving), door), lost=not self.pushed.finite)
+        given = [Given(0, flat, mean)]
+        if buffers is not None and buffers.board():
+            given.append(Given(1, buffers.flat, buffers.mean))
+        closing = await self._wire.agree(given, fence=fence)
+        if len(given) > 1 and buffers is not None and not closing.alone:
+            buffers.alight(float(mean[0]))
+        return closing
 
     # What others are given, and what is our own
 
@@ -265,7 +305,8 @@ class Pushing:
         await self._pull()
 
     async def own(self) -> None:
-        """Nothing is ours alone."""
+        """Nothing is ours alone; but all that is saved is to be as it is at one point (:attr:`stands`)."""
+        await self._leave()
 
     def become_own(self, own: None) -> None: ...
 

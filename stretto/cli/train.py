@@ -68,7 +68,7 @@ def train(
 
 def watch(console: Console, job: Job, agents: int, care: Care = USUAL, servers: int = 0) -> Result:
     """Train while the console shows it, then sum it up."""
-    who = f"{agents} agents" + (f", {servers} servers" if servers else "")
+    who = f"{agents} agents" + (f", {servers} server{'s' * (servers > 1)}" if servers else "")
     title = f"{job.workload}, {job.model}: {who}, {job.strategy}, link {job.link}"
     with view(console, title, agents) as seen:
         result = launch(job, agents, seen.show, output.printer(console), care, servers=servers)

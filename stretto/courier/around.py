@@ -145,6 +145,11 @@ class Around:
         elif not self.deaf:
             self.ear.suspect(uid, why)
 
+    @property
+    def left(self) -> frozenset[int]:
+        """Those that have said goodbye to us."""
+        return frozenset(self._left)
+
     def missed(self, peer: int) -> None:
         uid = self.mesh.uids[peer] if peer >= 0 else 0
         if uid in self._left and not self.deaf:

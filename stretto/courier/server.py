@@ -19,7 +19,7 @@ from stretto.session import ServerSession
 
 PATIENCE: Final = 300.0
 """Seconds in no epoch after which a server takes it that no agent will come any more."""
-_LOOK: Final = 1.0
+_LOOK: Final = 0.5
 
 
 def serve(place: Place) -> None:
@@ -70,18 +70,21 @@ class _Server:
         self._presence.over = True
 
     async def _look_for_agents(self) -> None:
-        """All of them may be lost: then there is no other epoch."""
-        last = time.monotonic()
-        while not self._presence.over:
-            await self._presence.loop.sleep(_LOOK)
-            now = time.monotonic()
-            if self._presence.session.inside:
+        """They say goodbye to whoever leads, and to us, for who leads may leave too; or all are lost without a word."""
+        presence, last = self._presence, time.monotonic()
+        while not presence.over:
+            await presence.loop.sleep(_LOOK)
+            mesh, now = presence.around.mesh, time.monotonic()
+            agents = set(mesh.epoch.agents.uids)
+            if agents and agents <= presence.around.left:
+                self._go()
+            elif presence.session.inside:
                 last = now
+                for uid in agents - presence.around.left:
+                    mesh.reach(uid)
             elif now - last > PATIENCE and not self._going:
-                name = self._presence.name
-                self._fail(
-                    NetworkError(f"{name} has heard of no agent for {PATIENCE / 60:g} minutes; start the run again")
-                )
+                why = f"{presence.name} has heard of no agent for {PATIENCE / 60:g} minutes; start the run again"
+                self._fail(NetworkError(why))
 
 
 @contextmanager

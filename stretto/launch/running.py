@@ -34,7 +34,7 @@ _SETTLE: Final = 1.0
 """Seconds to wait for the cause when the first to fail only missed another agent."""
 _GRACE: Final = 1.2
 """Seconds between SIGTERM and SIGKILL; all is over within 2 s."""
-_IDLE: Final = 5.0
+_IDLE: Final = 15.0
 """Seconds that servers have to go when all agents have ended."""
 _LATE: Final = 60.0
 """Seconds in which an agent that was started again as the others finished has to find out, and end."""
@@ -82,6 +82,7 @@ class Run:
         self._signal: int | None = None
         self._ending_since: float | None = None
         self._kill_after = _GRACE
+        self._told = False
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -245,8 +246,9 @@ class Run:
         for server in self._agents:
             if server.serves and server.running and idle > 2 * _IDLE:
                 self._hearing.finish(server.life)
-            elif server.serves and server.running and idle > _IDLE:
+            elif server.serves and server.running and idle > _IDLE and not self._told:
                 server.life.group.send(signal.SIGTERM)
+        self._told |= idle > _IDLE
 
     def _fail(self, culprit: Agent) -> None:
         """End all because of one."""

@@ -160,7 +160,7 @@ class _Visitor:
                 case Waiting():
                     missing = message.missing
                     if time.monotonic() > self._speak_at:
-                        self._say(f"{self._who} waits for {_agents(missing)} to come to {place}")
+                        self._say(f"{self._who} waits for {_agents(missing)} to come to {place}{_how(missing)}")
                 case Denied():
                     raise UsageError(f"the coordinator at {place} says: {message.why}")
                 case Elsewhere():
@@ -204,6 +204,13 @@ def _read(sock: socket.socket, decoder: Decoder) -> Message | None:
             return None
         for message in decoder.feed(data):
             return message
+
+
+def _how(labels: Sequence[int]) -> str:
+    """What starts them, where that is not what started us."""
+    if not any(label >= FIRST_SERVER for label in labels):
+        return ""
+    return "; start the same line on every machine of the cluster file, or stretto server by hand"
 
 
 def _agents(labels: Sequence[int]) -> str:

@@ -24,6 +24,7 @@ from stretto.server.messages import (
     COPIED,
     COPY,
     DEAL,
+    END,
     FENCE,
     GRANTED,
     LEASE,
@@ -45,6 +46,8 @@ _SLOWER: Final = 0.9
 _QUICKER: Final = 1.02
 _LEAST: Final = 1 / 64
 """How the size of the batches of a slow agent follows its place among the others."""
+_FEWEST: Final = 2.0
+"""Samples, if as many are asked for: a batch of one is what batch normalisation refuses."""
 
 
 class Memory(Protocol):
@@ -97,6 +100,7 @@ class Client:
         self._pulled: list[State] = [None] * len(slots)
         self._values: _Due | None = None
         self._samples: tuple[int, Request, Payload] | None = None
+        self._again = False
         self._lease = -1
         self._lent: dict[tuple[int, int], Tensor | None] = {}
         self.kept: dict[int, Tensor] = {}
@@ -120,6 +124,8 @@ class Client:
             about = Request(PUSH, self._me, self._clock, self._have[slot.number], weight, lease, hyper)
             requests[slot.number] = about, self._written(slot) if weight else ()
         self._begin(number, requests)
+        if not self._counted:  # (who pushes, counts; we push what was left, and stop)
+            self._say_whether_we_count()
 
     def pull(self, number: int) -> None:
         """Get the values as they are, to the bit."""
@@ -146,7 +152,7 @@ class Client:
             terms: how many; whether we cannot push what we have without; whether we ask ahead, and will not wait.
             wish: all are to stop at a fence; ``fences``: that we have stopped at.
         """
-        more = torch.tensor([max(1.0, terms[0] * self._pace), *terms[1:]], dtype=torch.float64)
+        more = torch.tensor([max(min(_FEWEST, terms[0]), terms[0] * self._pace), *terms[1:]], dtype=torch.float64)
         self._sample(number, Request(LEASE, self._me, self._clock + 1, fences, float(wish), self._lease, more), ())
 
     def give_back(self, number: int, lease: int) -> None:
@@ -173,9 +179,13 @@ class Client:
                 request, body = due.requests[slot]
                 ask(slot, request, body)
         self._say_whether_we_count()  # (who pushes, counts)
-        if self._samples is not None:
+        self._ask_for_samples()
+
+    def _ask_for_samples(self) -> None:
+        self._again = False
+        if self._samples is not None and self._ask is not None:
             _, request, body = self._samples
-            ask(0, request, body)
+            self._ask(0, request, body)
 
     def leave(self) -> None:
         """The epoch is over. What was coded against what a holder knew of us begins anew."""
@@ -189,6 +199,7 @@ class Client:
         numbers = [due.number for due in (self._values,) if due is not None]
         numbers += [self._samples[0]] if self._samples is not None else []
         self._values = self._samples = None
+        self._again = False
         self._counted = self._server.staleness == 0
         self._have = [-1] * len(self._slots)
         return numbers
@@ -221,6 +232,8 @@ class Client:
             if self._server.staleness == 0:
                 self._clock = max(self._clock, self._seen)
             self._ended(due.number, None)
+            if self._again:
+                self._ask_for_samples()
 
     def leased(self, payload: Payload) -> None:
         """About samples.
@@ -235,8 +248,11 @@ class Client:
         if request.kind == LEASE and about[0] == WAIT and not request.more[2]:
             self._count(False)
             return
+        if request.kind == LEASE and about[0] == END and self._values is not None and self._server.staleness == 0:
+            self._again = True  # should the step under way be undone, somebody's part may be dealt again
+            return
         self._samples = None
-        if request.kind == LEASE and about[0] == FENCE:
+        if request.kind == LEASE and about[0] in (FENCE, END):
             self._count(False)
         elif request.kind == LEASE and about[0] == GRANTED:
             self._lease = int(about[2]) if about.numel() > 2 else -1

@@ -124,7 +124,7 @@ class Stock:
             ProtocolError: it does not fit this slot.
             DamagedPayload: it cannot be decoded.
         """
-        self.changes += request.kind in {LEASE, DEAL, LOAD}
+        self.changes += request.kind in {LEASE, RETURN, DEAL, LOAD}
         match request.kind:
             case _ if request.uid not in self._members:
                 raise ProtocolError(f"slot {self.slot.number} is asked by {request.uid}, who is no member")

@@ -22,10 +22,13 @@ from stretto.text import names, parse
 SPAN: Final = 4.0
 """Seconds of a run in which most faults strike; without any it takes about as long."""
 _SHORT: Final = {
+    "asp": "asp(slot=16)",
     "async_easgd": "async_easgd(2, settle=3)",
     "async_gossip": "async_gossip(settle=3)",
+    "bsp": "bsp(slot=16)",
     "decoupled_diloco": "decoupled_diloco(2, settle=4)",
     "delayed": "delayed",
+    "delayed_nesterov": "delayed_nesterov(2, slot=16)",
     "demo": "demo",
     "diloco": "diloco(2)",
     "eager_diloco": "eager_diloco(3)",
@@ -35,11 +38,12 @@ _SHORT: Final = {
     "local_sgd": "local_sgd(3)",
     "noloco": "noloco(2, settle=3)",
     "post_local_sgd": "post_local_sgd(2, 3)",
+    "ssp": "ssp(1, slot=16)",
     "sparse_loco": "sparse_loco(2, 0.3)",
     "push_sum": "push_sum(random_push, settle=3)",
     "streaming_diloco": "streaming_diloco(4, 2, 2)",
 }
-"""With windows so short that a run has many."""
+"""With windows so short that a run has many, and slots so small that there are several."""
 _LOT: Final = 25
 """Seeds that a process takes at a time; it collects its garbage after them."""
 

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lives import BATCH, KILLED, SAMPLES, data, every_link, kill_both, model
 from processes import DEADLINE, Run, running
 from pushers import OPTIMIZERS
+from torch import nn
 from torch.nn import functional
+from trainings import FEATURES
 
 from stretto.agent import Agent
 
 pytestmark = pytest.mark.network
-STRATEGIES = ["asp(slot=1024)", "ssp(2, slot=1024)", "bsp(slot=1024)"]
+STRATEGIES = ["asp(slot=1024)", "ssp(2, slot=1024)", "bsp(slot=1024)", "delayed_nesterov(1, slot=1024)"]
 
 
 def finish(agent: Agent, life: int, strategy: str, dies: dict[str, str], epochs: int) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def test_what_the_dead_had_not_pushed_is_trained_by_others(
 
 def stay(agent: Agent, life: int, strategy: str, stop: str) -> dict[str, Any]:
     """Pass after pass over the data, of two epochs, until the file ``stop`` is there."""
-    net = model()
+    net = nn.Sequential(nn.BatchNorm1d(FEATURES, dtype=torch.float64), *model())
     net, optimizer = agent.prepare(net, OPTIMIZERS["momentum"](net.parameters()), strategy=strategy)
     shard = agent.shard(data(), BATCH, epochs=2, seed=3)
     proofs = []
