@@ -124,6 +124,8 @@ class Client:
             about = Request(PUSH, self._me, self._clock, self._have[slot.number], weight, lease, hyper)
             requests[slot.number] = about, self._written(slot) if weight else ()
         self._begin(number, requests)
+        if not self._counted:  # (who pushes, counts; we push what was left, and stop)
+            self._say_whether_we_count()
 
     def pull(self, number: int) -> None:
         """Get the values as they are, to the bit."""
@@ -250,7 +252,7 @@ class Client:
             self._again = True  # should the step under way be undone, somebody's part may be dealt again
             return
         self._samples = None
-        if request.kind == LEASE and about[0] == FENCE:
+        if request.kind == LEASE and about[0] in (FENCE, END):
             self._count(False)
         elif request.kind == LEASE and about[0] == GRANTED:
             self._lease = int(about[2]) if about.numel() > 2 else -1

@@ -1,7 +1,7 @@
 """Named points of the space of strategies, each a short file that returns a Strategy."""
 
 from stretto.strategies.allreduce import allreduce
-from stretto.strategies.asp import asp, bsp, ssp
+from stretto.strategies.served import asp, bsp, ssp
 from stretto.strategies.async_gossip import async_gossip
 from stretto.strategies.decoupled_diloco import decoupled_diloco
 from stretto.strategies.delayed import delayed
