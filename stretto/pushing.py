@@ -241,7 +241,9 @@ class Pushing:
 
     async def _take_stock(self, closing: Closing, *, save: bool, keep: bool) -> None:
         """Nothing moves, and the values are ours: have the rest of what a checkpoint needs."""
-        await self._wire.ask("read", self._ledger)
+        if not await self._wire.ask("read", self._ledger):
+            self._late = True  # we were left out meanwhile
+            return
         if self._wire.saves and keep:
             self._about[:2] = torch.tensor([self._wire.rank, self._wire.size])
             await self._wire.ask("keep", self._about)
