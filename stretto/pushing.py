@@ -92,6 +92,8 @@ class Pushing:
         self._lease = -1
         self.stands = True
         """Are all at the point of the last fence, as far as one knows?"""
+        self.apart = False
+        """Has each gone on at its own pace since all agreed on something?"""
 
     async def begin(self) -> None:
         """The first agent's values are what servers have; all call it at the same point."""
@@ -142,7 +144,7 @@ class Pushing:
     async def stepped(self) -> None:
         """The optimizer makes a step: when it is due, push what was trained, and ask for what is next."""
         self._steps += 1
-        self.stands = False
+        self.stands, self.apart = False, not self._together
         self.pushed.trained()
         if not self._batch and (self.pushed.due or self._late):  # nothing is dealt, but there may be a fence
             await self._turn()
@@ -216,6 +218,7 @@ class Pushing:
             await self._agree(fence=False, buffers=self._buffers)
             await self._pull()
             await self._agree(fence=False)
+            self.apart = False
 
     async def _stop(self, *, last: bool = False) -> None:
         """All stop here, and go on with the same values.
@@ -238,12 +241,14 @@ class Pushing:
 
     async def _take_stock(self, closing: Closing, *, save: bool, keep: bool) -> None:
         """Nothing moves, and the values are ours: have the rest of what a checkpoint needs."""
-        await self._wire.ask("read", self._ledger)
+        if not await self._wire.ask("read", self._ledger):
+            self._late = True  # we were left out meanwhile
+            return
         if self._wire.saves and keep:
             self._about[:2] = torch.tensor([self._wire.rank, self._wire.size])
             await self._wire.ask("keep", self._about)
         self._wire.stood(closing, bytes(_said(self._ledger).numpy()), save=save)
-        self.stands = True
+        self.stands, self.apart = True, False
 
     async def _leave(self) -> None:
         """We go between two fences: where every step is one of all, as all stand who go; else all stop once more."""
