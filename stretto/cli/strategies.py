@@ -139,6 +139,10 @@ def _when(strategy: Strategy) -> str:
 
 
 def _whom(strategy: Strategy) -> str:
+    from stretto.server import Server  # noqa: PLC0415
+
+    if isinstance(strategy.exchange, Server):
+        return "holders of slots"
     if strategy.beside is None:
         return "all"
     return f"`{strategy.beside.mixing}`" + ("; all" if strategy.schedule.fragments else "")
@@ -152,7 +156,11 @@ def _every(schedule: Any) -> str:
 
 def _stale(strategy: Strategy) -> str:
     from stretto.core import Served  # noqa: PLC0415
+    from stretto.server import Server  # noqa: PLC0415
 
+    if isinstance(strategy.exchange, Server):
+        bound = strategy.exchange.staleness
+        return "what comes between" if bound is None else f"{bound} steps of each other agent" if bound else "nothing"
     beside, behind = strategy.beside, strategy.landing.behind
     if beside is None:
         return "nothing" if not behind else f"{behind} step{'s' if behind > 1 else ''}"

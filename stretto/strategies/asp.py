@@ -27,7 +27,10 @@ def bsp(
     What ``allreduce`` does, but the optimizer's state lies in slots, one copy in all (and its replicas), and its step
     is made once.
 
-    Bytes: 2 * S
+    A death costs time and nothing else: a step that not every slot has made is undone, and made by who is left, with
+    the gradients that they still have. The samples of the dead are trained by others.
+
+    Bytes: (2 * (n - 1) / n + 1) * S
 
     When: all agents are equally quick, and the optimizer's memory or its step is a burden
     """
@@ -47,7 +50,10 @@ def ssp(
 ) -> Strategy:
     """Servers step with each gradient as it comes; nobody begins a step more than ``staleness`` ahead of the slowest.
 
-    Stale synchronous parallel: Ho et al., NeurIPS 2013. With staleness 0 it is ``bsp``.
+    Stale synchronous parallel; with staleness 0 it is ``bsp``.
+
+    Ho et al.: More effective distributed ML via a stale synchronous parallel parameter server, NeurIPS 2013; as in
+    Xing et al.: Petuum, 2013 (arXiv 1312.7651).
 
     Args:
         damped: a gradient that is tau pushes old counts 1 / (1 + tau).
@@ -55,7 +61,10 @@ def ssp(
         replicas: how many hold each slot; 0: two, where there are two who can.
         slot: bytes of a slot; 0: an eighth of the model, within bounds.
 
-    Bytes: 2 * S
+    A death costs a gradient that the dead were pushing, in those slots that it had not come to; its samples count as
+    trained if the first slot has it, and are trained by others else. Survivors lose nothing.
+
+    Bytes: (2 * (n - 1) / n + 1) * S
 
     When: agents are now quick and now slow, and about equal in the long run
     """
@@ -75,7 +84,11 @@ def asp(
 ) -> Strategy:
     """Servers step with each gradient as it comes, and nobody waits (asynchronous parallel); see ``ssp``.
 
-    Bytes: 2 * S
+    As Recht, Ré, Wright, Niu: Hogwild!, NeurIPS 2011 (arXiv 1106.5730), with servers in place of shared memory.
+
+    A death costs what it costs in ``ssp``.
+
+    Bytes: (2 * (n - 1) / n + 1) * S
 
     When: some agents are always slower than others, or gradients are sparse
     """
