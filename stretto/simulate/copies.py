@@ -8,7 +8,7 @@ from stretto.core import Epoch
 
 
 class Copies:
-    """As many of each slot are to be there, in an epoch of more members; 0: two.
+    """As many of each slot are to be there, in an epoch of more who can hold them; 0: two.
 
     A slot may be lost if all those are who had it when there were as many as there are to be for the last time; or, if
     there never were, that many of those who came first.
@@ -28,7 +28,8 @@ class Copies:
         for slot in slots:
             having = self._having[epoch.number, slot]
             having.add(uid)
-            if len(having) >= min(self._replicas, epoch.size):
+            holders = sum(member.serves for member in epoch.members) or epoch.size
+            if len(having) >= min(self._replicas, holders):
                 self._last[slot] = having
 
     def gone(self, uid: int) -> None:
