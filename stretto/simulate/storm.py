@@ -28,6 +28,7 @@ _SHORT: Final = {
     "bsp": "bsp(slot=16)",
     "decoupled_diloco": "decoupled_diloco(2, settle=4)",
     "delayed": "delayed",
+    "delayed_nesterov": "delayed_nesterov(2, slot=16)",
     "demo": "demo",
     "diloco": "diloco(2)",
     "eager_diloco": "eager_diloco(3)",
