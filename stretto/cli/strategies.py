@@ -139,6 +139,10 @@ def _when(strategy: Strategy) -> str:
 
 
 def _whom(strategy: Strategy) -> str:
+    from stretto.server import Server  # noqa: PLC0415
+
+    if isinstance(strategy.exchange, Server):
+        return "servers"
     if strategy.beside is None:
         return "all"
     return f"`{strategy.beside.mixing}`" + ("; all" if strategy.schedule.fragments else "")
@@ -152,8 +156,12 @@ def _every(schedule: Any) -> str:
 
 def _stale(strategy: Strategy) -> str:
     from stretto.core import Served  # noqa: PLC0415
+    from stretto.server import Server  # noqa: PLC0415
 
-    beside, behind = strategy.beside, strategy.landing.behind
+    beside, behind, exchange = strategy.beside, strategy.landing.behind, strategy.exchange
+    if isinstance(exchange, Server):
+        bound = exchange.staleness
+        return "nothing" if bound == 0 else "what others push meanwhile" + (f", {bound} steps ahead" if bound else "")
     if beside is None:
         return "nothing" if not behind else f"{behind} step{'s' if behind > 1 else ''}"
     return f"one turn of {_every(beside.schedule)}" if isinstance(beside.mixing, Served) else "nothing"

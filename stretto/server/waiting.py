@@ -84,8 +84,8 @@ class Waiting:
 def _mean(weights: Sequence[float], updates: Sequence[Tensor], count: int, room: Tensor) -> Tensor:
     total = updates[0] if weights[0] == 1 else torch.mul(updates[0], weights[0], out=room)
     for weight, x in zip(weights[1:], updates[1:], strict=True):
-        total = torch.add(total, x, alpha=weight, out=room)
-    return torch.div(total, count, out=room)
+        total = torch.add(total, x if weight == 1 else x * weight, out=room)  # (rounded as in an average of all)
+    return torch.mul(total, 1 / count, out=room)
 
 
 def _mean_rows(weights: Sequence[float], updates: Sequence[Rows], count: int) -> Rows:

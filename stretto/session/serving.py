@@ -194,11 +194,13 @@ class Serving:
             elif me not in plan.good[number]:
                 self._forget(number)
             if number in self._stocks:
-                has = me in having or not having
-                self._places[number] = chain.index(me) if has and me in chain else -1
-                if has:
+                latest = me in having or not having
+                self._places[number] = chain.index(me) if latest and me in chain else -1
+                if latest:
                     self._stocks[number].enter(plan.members, plan.clock)
         self._lacking = {number for number in range(len(held.slots)) if me in plan.lacking(number)}
+        has = [number for number, place in sorted(self._places.items()) if place >= 0]
+        self._around.event("slots", held=has, of=len(plan.chains))
 
     def _forget(self, number: int) -> None:
         self._stocks.pop(number, None)
@@ -213,8 +215,6 @@ class Serving:
                 self._hold(slot, plan)
         for peer in {rank for chain in plan.chains for rank in chain} - {self._rank}:
             self._watch(peer)
-        held = [number for number, place in sorted(self._places.items()) if place >= 0]
-        self._around.event("slots", held=held, of=len(plan.chains))
         if self._client is not None:
             for number, chain in enumerate(plan.chains):
                 if chain:

@@ -108,7 +108,7 @@ class History:
     """
 
     server: Server
-    coded: bool = False
+    plain: bool = True
     lead: int = 0
     places: dict[int, Tensor] = field(default_factory=dict)
     states: dict[tuple[object, ...], State] = field(default_factory=dict)
@@ -124,7 +124,8 @@ class History:
     def of(cls, strategy: Strategy) -> History | None:
         """Of a run of ``strategy``, if it has servers."""
         server = strategy.exchange
-        return cls(server, strategy.codec != Identity()) if isinstance(server, Server) else None
+        plain = strategy.signal == "gradient" and strategy.codec == Identity()
+        return cls(server, plain) if isinstance(server, Server) else None
 
     # What happens at holders
 
@@ -284,4 +285,4 @@ class History:
     @property
     def exact(self) -> bool:
         """Does what was pushed follow from what was read?"""
-        return not (self.coded or self._inexact)
+        return self.plain and not self._inexact

@@ -50,7 +50,7 @@ class WatchedStock(Stock):
         if request.kind == LOAD:
             self._at = self._history.begun(self.slot.number, self.version, self.shard.values)
             self._idle = set(self.shard.members) if self._history.server.staleness != 0 else set()
-        elif request.kind == PUSH and self.shard.clocks[request.uid] != clock:
+        elif request.kind == PUSH and (self.shard.clocks[request.uid], self.version) != (clock, version):
             self._arrived[request.uid] = request.clock, version - request.have
             self._idle.discard(request.uid)
         elif request.kind == PAUSE:

@@ -91,8 +91,8 @@ def test_with_staleness_0_all_make_one_step_with_their_mean_whoever_comes_first(
             inbox.fill_(torch.nan)
         mean = drawn(5 * clock, ELEMENTS) * share[5]
         for uid in members[1:]:
-            mean = mean.add(drawn(uid * clock, ELEMENTS), alpha=share[uid])
-        alone.grad = mean / 3
+            mean = mean + drawn(uid * clock, ELEMENTS) * share[uid]
+        alone.grad = mean * (1 / 3)
         optimizer.step()
         assert torch.equal(shard.values, alone)
         assert shard.version == clock

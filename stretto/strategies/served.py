@@ -27,7 +27,13 @@ def bsp(
     What ``allreduce`` does, but the optimizer's state lies in slots, one copy in all (and its replicas), and its step
     is made once.
 
-    Bytes: 2 * S
+    A death costs what it costs in ``allreduce``: a step that some slots have made and others not is taken back, and
+    made by survivors; the samples of the dead are trained by others.
+
+    Chen, Monga, Bengio, Jozefowicz: Revisiting distributed synchronous SGD, 2016 (arXiv 1604.00981), without its backup
+    workers; slots have chains of copies (van Renesse and Schneider, OSDI 2004).
+
+    Bytes: (n - 1) / n * (S + B) + S
 
     When: all agents are equally quick, and the optimizer's memory or its step is a burden
     """
@@ -47,7 +53,13 @@ def ssp(
 ) -> Strategy:
     """Servers step with each gradient as it comes; nobody begins a step more than ``staleness`` ahead of the slowest.
 
-    Stale synchronous parallel: Ho et al., NeurIPS 2013. With staleness 0 it is ``bsp``.
+    With staleness 0 it is ``bsp``. Who holds the others up for long is dealt smaller batches.
+
+    A death costs what the dead had not pushed: others train its samples. A push on its way may be in some slots and
+    not in others, one batch at most.
+
+    Ho et al.: More effective distributed ML via a stale synchronous parallel parameter server, NeurIPS 2013; DC-ASGD:
+    Zheng et al., ICML 2017 (arXiv 1609.08326), equation 10.
 
     Args:
         damped: a gradient that is tau pushes old counts 1 / (1 + tau).
@@ -55,7 +67,7 @@ def ssp(
         replicas: how many hold each slot; 0: two, where there are two who can.
         slot: bytes of a slot; 0: an eighth of the model, within bounds.
 
-    Bytes: 2 * S
+    Bytes: (n - 1) / n * (S + B) + S
 
     When: agents are now quick and now slow, and about equal in the long run
     """
@@ -75,7 +87,12 @@ def asp(
 ) -> Strategy:
     """Servers step with each gradient as it comes, and nobody waits (asynchronous parallel); see ``ssp``.
 
-    Bytes: 2 * S
+    A death costs what it costs in ``ssp``.
+
+    Dean et al.: Large scale distributed deep networks, NeurIPS 2012 (Downpour SGD); DC-ASGD: Zheng et al., ICML 2017
+    (arXiv 1609.08326), equation 10.
+
+    Bytes: (n - 1) / n * (S + B) + S
 
     When: some agents are always slower than others, or gradients are sparse
     """
