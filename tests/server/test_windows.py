@@ -255,3 +255,16 @@ def test_a_run_goes_on_where_all_had_stopped(before: int, after: int, tmp_path: 
     assert len({life["digest"] for life in lives}) == 1
     assert trained(first) == trained(lives) == Counter(range(SAMPLES))
     assert all(f"{SAMPLES} samples, each exactly once in each of 2 epochs" in life["proof"] for life in lives)
+
+
+@network
+@pytest.mark.parametrize(("before", "after"), [(3, 3), (2, 3), (3, 1)])
+def test_who_stops_in_a_window_has_pushed_it(before: int, after: int, tmp_path: Path) -> None:
+    """Each stops after its second batch of three."""
+    place = str(tmp_path / "saved")
+    first = agents(before, train, "delayed_nesterov(3, slot=1024)", "adam", 2, place, 2)
+    lives = agents(after, train, "delayed_nesterov(3, slot=1024)", "adam", 2, place)
+    assert all(life["resumed"] for life in lives)
+    assert len({life["begun"]["digest"] for life in lives}) == len({life["digest"] for life in lives}) == 1
+    assert trained(first) + trained(lives) == ALL_ONCE
+    assert all(f"{SAMPLES} samples, each exactly once in each of 2 epochs" in life["proof"] for life in lives)
