@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 say     = @printf '\n== %s\n' "$(1)"
 
-.PHONY: demo test lint fuzz bench faults laboratory loose accuracy docs clean
+.PHONY: demo test lint fuzz bench faults laboratory loose accuracy proofs docs clean
 
 demo: $(STAMP)
 	@$(BIN)/stretto demo
@@ -30,6 +30,10 @@ lint: $(STAMP)
 fuzz: $(STAMP)
 	$(call say,five minutes of fuzzing)
 	@$(BIN)/python tests/fuzz 300
+
+proofs: $(STAMP)
+	$(call say,what takes minutes, or the clock on the wall)
+	@$(BIN)/python -m pytest tests/proofs/test_learning.py
 
 storms: $(STAMP)
 	@mkdir -p docs/results
