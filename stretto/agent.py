@@ -282,9 +282,17 @@ class Agent:
         """The mean of ``value`` over agents, the same bits everywhere. All agents call it, between the same two steps.
 
         A newcomer's own ``value``, as long as it has not been let in.
+
+        Raises:
+            UsageError: each agent goes at its own pace now.
         """
         if self._courier is None:
             return value
+        if self._groups.pushing is not None and self._groups.pushing.apart:
+            raise UsageError(
+                "mean() is for all agents at the same step, and with this strategy each goes at its own pace: call it "
+                "when all batches are trained, or after synchronise()"
+            )
         self._collect()
         x, mean = self._courier.scratch[:128].view(torch.float64).view(2, 8)[:, :1]
         x[0] = value

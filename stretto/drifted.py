@@ -9,7 +9,6 @@ A batch counts for its share: its gradients are scaled by it before our optimize
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from stretto.buckets import BUCKET, Room, plan_buckets, trainable
 from stretto.core import Named, Strategy
 from stretto.pushed import bucket_of
+from stretto.schedules import window
 from stretto.server.rules import Rule
 from stretto.server.space import Extent
 from stretto.session import Layout
@@ -27,7 +27,7 @@ class Drifted:
 
     def __init__(self, models: Sequence[nn.Module], strategy: Strategy, room: Room, most: int = BUCKET) -> None:
         self.rule = Rule.landing(strategy.outer)
-        self._every = next(step for step in count(1) if strategy.schedule.due(step - 1))
+        self._every = window(strategy.schedule)
         self._batches, self._share = 0, 1.0
         parameters = trainable(models)
         plans = plan_buckets([(p.numel(), p.dtype) for p in parameters], most=most)
@@ -72,11 +72,13 @@ class Drifted:
         """Our optimizer has made a step."""
         self._batches += 1
 
+    @torch.no_grad()
     def move_in(self) -> None:
         """What we have is what servers have."""
         for _, p, values in self._pieces():
             values.copy_(p)
 
+    @torch.no_grad()
     def take(self) -> list[tuple[Tensor, ...]]:
         """What is to be pushed, by bucket."""
         for flat, p, values in self._pieces():
@@ -87,6 +89,7 @@ class Drifted:
     def give_back(self) -> None:
         """Gradients were not taken."""
 
+    @torch.no_grad()
     def land(self) -> None:
         """Values came: we go on from these."""
         self._batches = 0

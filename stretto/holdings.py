@@ -43,6 +43,11 @@ class Holdings:
         return all(bool(x.isfinite().all()) for p in parameters for x in (p, shared.get(id(p), p)))
 
     @property
+    def stands(self) -> bool:
+        """Is all that we hold as it was at one point of the training?"""
+        return not isinstance(self.loose, Pushing) or self.loose.stands
+
+    @property
     def drawn(self) -> int | None:
         """Batches that all have drawn so far; None where nothing is dealt."""
         return self.shards[0].drawn if self.shards else None

@@ -126,8 +126,9 @@ class Keeping:
         if self._courier is None:
             holds.steps = max((shard.ledger.steps for shard in holds.shards), default=0)
         local = holds.own()  # (it may wait for a round)
-        if not holds.finite:
-            saver.skip(holds.steps, "weights are not finite")
+        if not (holds.finite and holds.stands):
+            why = "weights are not finite" if holds.stands else "this agent goes, and the others train on without it"
+            saver.skip(holds.steps, why)
             return
         courier = self._courier
         remembered = state.unpack(courier.remembered()) if courier is not None else _NOTHING

@@ -23,7 +23,7 @@ from stretto.drifts import diverged
 from stretto.notices import Given, noticed
 from stretto.pushed import Pushed
 from stretto.server.leases import Lease
-from stretto.server.messages import END, FENCE, WAIT
+from stretto.server.messages import END, FENCE, GRANTED, WAIT
 from stretto.server.stock import read_lease
 from stretto.session import Closing
 
@@ -86,10 +86,14 @@ class Pushing:
         self._notice, self._wire, self._late = notice, wire, late
         self._about, self._ledger = words[:-_LEDGER].view(torch.float64), words[-_LEDGER:]
         self._passes = self._fences = self._steps = self._batch = 0
-        self._ended = False
+        self._ended = self._leaving = False
         self._coming: Awaitable[bool] | None = None
         self._handed: int | None = None
         self._lease = -1
+        self.stands = True
+        """Are all at the point of the last fence, as far as one knows?"""
+        self.apart = False
+        """Has each gone on at its own pace since all agreed on something?"""
 
     async def begin(self) -> None:
         """The first agent's values are what servers have; all call it at the same point."""
@@ -140,6 +144,7 @@ class Pushing:
     async def stepped(self) -> None:
         """The optimizer makes a step: when it is due, push what was trained, and ask for what is next."""
         self._steps += 1
+        self.stands, self.apart = False, not self._together
         self.pushed.trained()
         if not self._batch and (self.pushed.due or self._late):  # nothing is dealt, but there may be a fence
             await self._turn()
@@ -199,8 +204,8 @@ class Pushing:
             self._late |= not await self._wire.push(0.0, handed, self.pushed.hyper, nothing)
 
     def _ask(self, ahead: bool = False) -> Awaitable[bool]:
-        idle = self._handed is not None and not ahead
-        self._about[:5] = torch.tensor([self._batch, any(self._wire.wishes()), self._fences, idle, ahead])
+        idle, wish = self._handed is not None and not ahead, self._leaving or any(self._wire.wishes())
+        self._about[:5] = torch.tensor([self._batch, wish, self._fences, idle, ahead])
         return self._wire.ask("lease", self._about)
 
     # Fences
@@ -213,6 +218,7 @@ class Pushing:
             await self._agree(fence=False, buffers=self._buffers)
             await self._pull()
             await self._agree(fence=False)
+            self.apart = False
 
     async def _stop(self, *, last: bool = False) -> None:
         """All stop here, and go on with the same values.
@@ -228,18 +234,44 @@ class Pushing:
         self._late = False
         _, save, _, _ = self._notice[1].tolist()
         await self._pull()
-        await self._wire.ask("read", self._ledger)
-        if self._wire.saves and (save > 0 or last):
-            self._about[:2] = torch.tensor([self._wire.rank, self._wire.size])
-            await self._wire.ask("keep", self._about)
-        self._wire.stood(closing, bytes(_said(self._ledger).numpy()), save=save > 0)
+        await self._take_stock(closing, save=save > 0, keep=save > 0 or last)
         await self._agree(fence=False)
         if self._notice[1][3] > 0:
             raise diverged(self._steps)
 
+    async def _take_stock(self, closing: Closing, *, save: bool, keep: bool) -> None:
+        """Nothing moves, and the values are ours: have the rest of what a checkpoint needs."""
+        if not await self._wire.ask("read", self._ledger):
+            self._late = True  # we were left out meanwhile
+            return
+        if self._wire.saves and keep:
+            self._about[:2] = torch.tensor([self._wire.rank, self._wire.size])
+            await self._wire.ask("keep", self._about)
+        self._wire.stood(closing, bytes(_said(self._ledger).numpy()), save=save)
+        self.stands, self.apart = True, False
+
+    async def _leave(self) -> None:
+        """We go between two fences: where every step is one of all, as all stand who go; else all stop once more."""
+        coming, self._coming, self._leaving = self._coming, None, True
+        while not (self.stands or self._late):
+            if self._together and coming is None:
+                await self._pull()
+                await self._take_stock(Closing(0, alone=True), save=False, keep=True)
+                return
+            if not await (coming or self._ask(ahead=True)):
+                return
+            coming, about = None, _said(self._about).view(torch.float64)
+            if about[0] in (FENCE, END):
+                self._fences, self._ended = int(about[1]), bool(about[0] == END)
+                await self._stop(last=self._ended)
+                return
+            if about[0] == GRANTED and about.numel() > 2 and not self._together:
+                await self.give_back(int(about[2]))
+
     async def _agree(self, *, fence: bool, buffers: Buffers | None = None) -> Closing:
         flat, mean = self._notice
-        noticed(flat, self._wire.wishes(), lost=not self.pushed.finite)
+        wish, door = self._wire.wishes()
+        noticed(flat, (wish or (fence and self._leaving), door), lost=not self.pushed.finite)
         given = [Given(0, flat, mean)]
         if buffers is not None and buffers.board():
             given.append(Given(1, buffers.flat, buffers.mean))
@@ -278,7 +310,8 @@ class Pushing:
         await self._pull()
 
     async def own(self) -> None:
-        """Nothing is ours alone."""
+        """Nothing is ours alone; but all that is saved is to be as it is at one point (:attr:`stands`)."""
+        await self._leave()
 
     def become_own(self, own: None) -> None: ...
 

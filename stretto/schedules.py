@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from typing import ClassVar
 
+from stretto.core import Schedule
 from stretto.errors import UsageError
 from stretto.text import named
 
@@ -112,6 +114,15 @@ class Settled:
 
     def turn(self, step: int) -> int:
         return 0
+
+
+def window(schedule: Schedule) -> int:
+    """After how many steps it is due for the first time.
+
+    >>> window(Every(3))
+    3
+    """
+    return next(steps for steps in count(1) if schedule.due(steps - 1))
 
 
 def _whole(number: object, least: int) -> bool:

@@ -87,7 +87,8 @@ def test_every_peers_server_adds_every_push_once(name: str, monkeypatch: pytest.
 def test_our_own_pushes_are_counted_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(push_pull, "PEERS", {})
     section = push_pull.run(["tcp", "shm"], ["4 KB", "64 KB"], "", lambda line: None, rounds=1)
-    assert {row.contender for row in section.data} == {"tcp", "shm"}
+    among = {link + push_pull.AMONG for link in ("tcp", "shm")}
+    assert {row.contender for row in section.data} == {"tcp", "shm"} | among
 
 
 def test_who_is_not_installed_has_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,13 +138,6 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(
 def test_the_target_is_reached_when_most_runs_reached_it() -> None:
     assert stragglers.to_target([1.0, None, 3.0]) == "3.00"
     assert stragglers.to_target([1.0, None, None]) == "-"
-
-
-def test_with_batches_by_speed_the_slow_agents_are_as_much_smaller_as_it_is_slower() -> None:
-    own = [100.0, 110.0, 90.0, 25.0]
-    assert stragglers.batches(64, own, by_speed=False) == [64] * 4
-    assert stragglers.batches(64, own, by_speed=True) == [64, 64, 64, 16]
-    assert stragglers.batches(2, [100.0, 100.0, 100.0, 1.0], by_speed=True)[-1] == 1
 
 
 def test_who_trains_nine_tenths_of_the_sum_of_own_speeds_has_reached_the_goal() -> None:

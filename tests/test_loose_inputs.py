@@ -16,10 +16,13 @@ from stretto.errors import UsageError
 from stretto.text import names, parse
 
 WRITTEN = [
+    "asp(codec=int8, pull=int4, damped=true, compensate=0.04, replicas=3, slot=65536)",
     "async_easgd(4, 0.2, settle=8, codec=int8)",
+    "bsp(codec=int8, pull=int4, replicas=3, slot=65536)",
     "decoupled_diloco(8, 0.75, 0.2, 0.6, 0.8, settle=24, codec=int8)",
     "async_gossip(4, settle=8, codec=int8)",
     "delayed(allreduce(topology=ring, codec=int8))",
+    "delayed_nesterov(8, 0.5, 0.8, staleness=4, codec=int8, pull=int4, replicas=3, slot=65536)",
     "demo(0.9, 0.1, block=32, topology=ring)",
     "diloco(32, 0.5, 0.8, topology=ring, codec=feedback(topk(0.05)+int4))",
     "eager_diloco(32, 0.5, outer_lr=0.5, outer_momentum=0.8, topology=star, codec=int4)",
@@ -32,6 +35,7 @@ WRITTEN = [
     "post_local_sgd(10, 8, topology=ring, codec=int8)",
     "push_sum(weights('1/2 1/4; 1/2 3/4'), 2, rate=0.5, settle=8, codec=int8)",
     "sparse_loco(8, 0.1, 0.5, decay=0.9, values=int4, topology=ring)",
+    "ssp(8, codec=int8, pull=int4, damped=true, compensate=0.04, replicas=3, slot=65536)",
     "streaming_diloco(32, 8, 2, 0.25, outer_lr=0.5, outer_momentum=0.8, topology=ring, codec=int4)",
 ]
 """Each with every argument."""
@@ -54,7 +58,7 @@ def test_every_strategy_is_written_here() -> None:
     assert {text.split("(")[0] for text in WRITTEN} == set(names("strategy")) - {"allreduce"}
 
 
-@pytest.mark.parametrize("name", sorted(set(names("strategy")) - {"allreduce", "delayed", "demo"}))
+@pytest.mark.parametrize("name", sorted(set(names("strategy")) - {"allreduce", "asp", "bsp", "delayed", "demo", "ssp"}))
 def test_nothing_is_exchanged_after_every_0th_step(name: str) -> None:
     argument = {"hierarchical_local_sgd": "inner"}.get(name, "every")
     with pytest.raises(UsageError, match=r"(every|after).*0.* from 1 on.*\d"):

@@ -180,8 +180,9 @@ every_deal = pytest.mark.parametrize("apart", [False, True], ids=["alike", "apar
 def test_asynchronous_local_sgd_with_naive_momentum_is_worse_than_synchronous(apart: bool) -> None:
     """Liu et al. 2024 (arXiv 2401.09135), on digits in place of mixtures of Gaussians.
 
-    Four agents on one server's slot, the slowest at a third of the quickest's pace; as many local steps each way; the loss at the best of
-    seven outer rates. Agents with digits alike: 0.045 synchronous, 0.142 naive. Each with its own: 0.067 and 0.272.
+    Four agents on one server's slot, the slowest at a third of the quickest's pace; as many local steps each way; the
+    loss at the best of seven outer rates. Agents with digits alike: 0.045 synchronous, 0.142 naive. Each with its own:
+    0.067 and 0.272.
     """
     assert best("naive", apart=apart) > 2 * best("synchronous", apart=apart)
 

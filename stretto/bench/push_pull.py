@@ -18,7 +18,7 @@ from stretto.bench import team as teams
 from stretto.bench.measure import Row, rows, take_turns
 from stretto.bench.pushing import GRPC, PEERS, RAY, SOCKETS, ZMQ
 from stretto.bench.pushing.contender import Contender
-from stretto.bench.pushing.ours import Ours, epoch
+from stretto.bench.pushing.ours import Ours, epoch, serve_one
 from stretto.bench.pushing.serving import serving
 from stretto.bench.report import NOT_MEASURED, Section, judged, spread_text
 from stretto.bench.team import Team
@@ -32,6 +32,8 @@ ROUNDS: Final = {"4 KB": 40, "64 KB": 40, "1.6 MB": 30, "16 MB": 20, "100 MB": 1
 AGAINST: Final = (SOCKETS, GRPC, ZMQ, RAY)
 TCP_MS: Final = 0.2
 """Of 4 KB, over tcp."""
+AMONG: Final = ", agents hold"
+"""Follows the link where no server is apart."""
 _LARGE: Final = SIZES["1.6 MB"]
 
 
@@ -85,7 +87,11 @@ def run(
     found: list[Row] = []
     with contextlib.ExitStack() as stack:
         at = {peer.name: stack.enter_context(serving(peer.name, peer.serve, AGENTS)) for peer in there}
-        ask = {"links": links, "peers": at, "sizes": sizes, "rounds": rounds}
+        ours = {
+            link: {size: stack.enter_context(serving(f"{link}, {size}", serve_one, AGENTS)) for size in sizes}
+            for link in links
+        }
+        ask = {"links": ours, "peers": at, "sizes": sizes, "rounds": rounds}
         epochs = [epoch(link, SIZES[size]) for link in links for size in sizes]
         for cell in stack.enter_context(contextlib.closing(teams.run(AGENTS, member, ask, epochs=epochs))):
             of_case = judged_rows(cell["size"], cell["seconds"])
@@ -112,7 +118,10 @@ def goals(size: str) -> dict[str, dict[str, float]]:
 def member(team: Team, ask: dict[str, Any]) -> None:
     """What each agent does."""
     nbytes = [SIZES[size] for size in ask["sizes"]]
-    contenders = [Pushing(link, Ours(team, link, nbytes)) for link in ask["links"]]
+    contenders = []
+    for link, served in ask["links"].items():
+        at = {SIZES[size]: address for size, address in served.items()}
+        contenders += [Pushing(link, Ours(team, link, nbytes, at)), Pushing(link + AMONG, Ours(team, link, nbytes))]
     contenders += [Pushing(name, PEERS[name].client(at, team.rank, AGENTS)) for name, at in ask["peers"].items()]
     for size in ask["sizes"]:
         for contender in contenders:
@@ -138,8 +147,8 @@ def _section(found: Sequence[Row], command: str) -> Section:
     about = (
         f"{AGENTS} agents and one dedicated server on loopback. Milliseconds of a call of either, while both call; "
         "GB/s of both, in both directions. All servers do the same work: add the gradient with torch, send the values "
-        "from where they lie; at the agents they end in a tensor. Ours has no server apart in this table: each agent "
-        "holds half of the values, and so half of the bytes stay where they are."
+        "from where they lie; at the agents they end in a tensor. Ours is named by its link, and holds one copy; where "
+        "the agents hold the values, each has half of them, and no server is apart."
     )
     versions = (f"{peer.name} {peer.version}" for peer in PEERS.values() if peer.version)
     about += " " + ", ".join(versions) + "."

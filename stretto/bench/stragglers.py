@@ -67,20 +67,18 @@ LARGE: Final = Task("fashion-mnist", batch_size=64, epochs=1, target=0.80, secon
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A strategy; ``by_speed``: the slow agent takes batches that are as much smaller as it is slower."""
+    """A strategy. (With ``ssp`` who is slow takes smaller batches by itself.)"""
 
     strategy: str
-    by_speed: bool = False
     goal: bool = False
 
     def __str__(self) -> str:
-        return f"`{self.strategy}`" + (", batches by speed" if self.by_speed else "")
+        return f"`{self.strategy}`"
 
 
 CONTENDERS: Final = (
     Contender("bsp()"),
     Contender("ssp(4)", goal=True),
-    Contender("ssp(4)", by_speed=True, goal=True),
     Contender("asp()", goal=True),
 )
 
@@ -124,17 +122,9 @@ def _own_speeds(task: Task, data: Path | None) -> list[float]:
 def _train(task: Task, data: Path | None, contender: Contender, own: Sequence[float]) -> Trained:
     with confine.confined(SHARE) as group:
         ask = {"task": task, "data": str(data) if data else None, "group": str(group)}
-        more = {"strategy": contender.strategy, "batches": batches(task.batch_size, own, contender.by_speed)}
-        (found,) = teams.run(AGENTS, together, _plain(ask | more), epochs=("agents",))
+        (found,) = teams.run(AGENTS, together, _plain(ask | {"strategy": contender.strategy}), epochs=("agents",))
     rate = found["samples"] / found["seconds"]
     return Trained(rate=rate, share=rate / sum(own), to_target=found["to_target"], accuracy=found["accuracy"])
-
-
-def batches(usual: int, own: Sequence[float], by_speed: bool) -> list[int]:
-    """Samples that each agent takes a step, by rank."""
-    fast = sum(own[:SLOW]) / SLOW
-    slow = max(1, round(usual * own[SLOW] / fast)) if by_speed else usual
-    return [usual] * SLOW + [slow]
 
 
 def alone(team: Team, ask: dict[str, Any]) -> None:
@@ -175,7 +165,7 @@ def together(team: Team, ask: dict[str, Any]) -> None:
     model, optimizer = agent.prepare(model, workload.optimizer(model), strategy=ask["strategy"])
     agent.mean(0.0)  # everybody is here
     trained, looks, begin = 0, list[tuple[float, Tensor]](), time.monotonic()
-    for x, y in agent.shard(split, ask["batches"][team.rank], epochs=task.epochs):
+    for x, y in agent.shard(split, task.batch_size, epochs=task.epochs):
         workload.loss(model(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from stretto.agent import Agent
-from stretto.courier import Courier, Place
+from stretto.courier import Courier
 from stretto.errors import ScriptFailed
 from stretto.launch.environment import Identity
 from stretto.launch.join import arrive
@@ -95,20 +95,21 @@ class Team:
 
     def agent(self, name: str, link: str) -> Agent:
         """Join as a user's script does; ``name`` is one of the epochs the launcher was asked for."""
-        place = self._arrive(name, link)
-        return Agent(place)
+        identity = Identity(rank=self.rank, size=self.size, interface="lo")
+        return Agent(arrive(identity, link, self._seat.coordinators[name], self._seat.secret))
 
     def courier(self, name: str, link: str) -> Courier:
         """The same without an agent around it: a courier, and the network measured as ``prepare()`` does."""
-        place = self._arrive(name, link)
-        courier, epoch = Courier(place), epoch_of(place.view)
-        courier.settle_in(epoch, epoch.uids.index(place.seat.uid))
-        courier.measure()
-        return courier
+        return joined(self.rank, self.size, link, self._seat.coordinators[name], self._seat.secret)
 
-    def _arrive(self, name: str, link: str) -> Place:
-        identity = Identity(rank=self.rank, size=self.size, interface="lo")
-        return arrive(identity, link, self._seat.coordinators[name], self._seat.secret)
+
+def joined(rank: int, size: int, link: str, coordinator: str, secret: str) -> Courier:
+    """The courier of agent ``rank`` of the run that ``coordinator`` calls, when all know what their network is like."""
+    place = arrive(Identity(rank=rank, size=size, interface="lo"), link, coordinator, secret)
+    courier, epoch = Courier(place), epoch_of(place.view).agents
+    courier.settle_in(epoch, epoch.uids.index(place.seat.uid))
+    courier.measure()
+    return courier
 
 
 Work: TypeAlias = Callable[[Team, dict[str, Any]], None]

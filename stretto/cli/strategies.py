@@ -142,7 +142,7 @@ def _whom(strategy: Strategy) -> str:
     from stretto.server import Server  # noqa: PLC0415
 
     if isinstance(strategy.exchange, Server):
-        return "holders of slots"
+        return "servers"
     if strategy.beside is None:
         return "all"
     return f"`{strategy.beside.mixing}`" + ("; all" if strategy.schedule.fragments else "")
@@ -158,10 +158,10 @@ def _stale(strategy: Strategy) -> str:
     from stretto.core import Served  # noqa: PLC0415
     from stretto.server import Server  # noqa: PLC0415
 
-    if isinstance(strategy.exchange, Server):
-        bound = strategy.exchange.staleness
-        return "what comes between" if bound is None else f"{bound} steps of each other agent" if bound else "nothing"
-    beside, behind = strategy.beside, strategy.landing.behind
+    beside, behind, exchange = strategy.beside, strategy.landing.behind, strategy.exchange
+    if isinstance(exchange, Server):
+        bound = exchange.staleness
+        return "nothing" if bound == 0 else "what others push meanwhile" + (f", {bound} steps ahead" if bound else "")
     if beside is None:
         return "nothing" if not behind else f"{behind} step{'s' if behind > 1 else ''}"
     return f"one turn of {_every(beside.schedule)}" if isinstance(beside.mixing, Served) else "nothing"

@@ -34,7 +34,7 @@ _SETTLE: Final = 1.0
 """Seconds to wait for the cause when the first to fail only missed another agent."""
 _GRACE: Final = 1.2
 """Seconds between SIGTERM and SIGKILL; all is over within 2 s."""
-_IDLE: Final = 5.0
+_IDLE: Final = 15.0
 """Seconds that servers have to go when all agents have ended."""
 _LATE: Final = 60.0
 """Seconds in which an agent that was started again as the others finished has to find out, and end."""

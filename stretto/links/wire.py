@@ -29,6 +29,7 @@ STAGING = 16 << 10
 
 _header = struct.Struct("<BBHIQQ")
 _vector = struct.Struct("<BBHIQQBBQ")
+_line = struct.Struct("<BBQ")
 _dtypes = (
     torch.float32,
     torch.float64,
@@ -59,7 +60,8 @@ def view_of(x: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, shared."""
     if x.numel() == 0:
         return memoryview(b"")
-    return (x.detach() if x.requires_grad else x).reshape(-1).view(torch.uint8).numpy().data
+    flat = x.detach() if x.requires_grad else x
+    return (flat if flat.dim() == 1 else flat.reshape(-1)).view(torch.uint8).numpy().data
 
 
 def control(kind: int, channel: int = 0, amount: int = 0) -> bytes:
@@ -79,8 +81,9 @@ def encode(channel: int, tag: int, payload: Payload) -> tuple[bytes, list[memory
         raise ProtocolError(f"a message of {len(payload)} tensors is more than {MOST_TENSORS}; send them in several")
     descriptor, views, length = b"", [], 0
     for x in payload:
-        descriptor += struct.pack(f"<BB{x.dim()}Q", _codes[x.dtype], x.dim(), *x.shape)
-        length += x.numel() * x.element_size()
+        code, dims = _codes[x.dtype], x.dim()
+        descriptor += _line.pack(code, 1, len(x)) if dims == 1 else struct.pack(f"<BB{dims}Q", code, dims, *x.shape)
+        length += x.nbytes
         if x.numel():
             _bounded(length)
             views.append(view_of(x.contiguous()))
@@ -102,7 +105,8 @@ def tensors(frame: Frame, body: bytearray | memoryview) -> Payload:
         for s in sizes:
             count *= s
         if count:
-            out.append(torch.frombuffer(body, dtype=dtype, count=count, offset=at).reshape(sizes))
+            flat = torch.frombuffer(body, dtype=dtype, count=count, offset=at)
+            out.append(flat if len(sizes) == 1 else flat.reshape(sizes))
         else:
             out.append(torch.empty(sizes, dtype=dtype))
         at += count * dtype.itemsize

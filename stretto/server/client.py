@@ -124,6 +124,8 @@ class Client:
             about = Request(PUSH, self._me, self._clock, self._have[slot.number], weight, lease, hyper)
             requests[slot.number] = about, self._written(slot) if weight else ()
         self._begin(number, requests)
+        if not self._counted:  # (who pushes, counts; we push what was left, and stop)
+            self._say_whether_we_count()
 
     def pull(self, number: int) -> None:
         """Get the values as they are, to the bit."""

@@ -23,7 +23,7 @@ from typing import Final
 import torch
 from msgspec import Struct
 
-SMALLEST: Final = 512 << 10
+SMALLEST: Final = 1 << 20
 LARGEST: Final = 4 << 20
 """Bytes of a slot, where nothing else is asked for."""
 

@@ -75,9 +75,12 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """What an agent computed its part from: of each slot a state (any of some, where their values are the same)."""
+    """What an agent computed its part from: of each slot a state (any of some, where their values are the same).
 
-    leases: tuple[Lease, ...]
+    ``leases``: whose samples it trained, one after the other, each by a step of its own.
+    """
+
+    leases: Sequence[Lease]
     weight: float
     read: Mapping[int, Sequence[State]]
 
@@ -98,8 +101,8 @@ class History:
 
     Attributes:
         lead: how far ahead of the slowest somebody went on, at most.
-        plain: what is pushed is a gradient, to the bit.
-        leases: what an agent pushes by its uid and the number of the last of them.
+        coded: parts are pushed by a lossy codec.
+        leases: by uid, and the number of the last, those that are pushed together.
         reads: of each agent and slot what it read last: a state, or any of some with the same values.
         places: where a slot's elements are in the weights.
     """
@@ -110,7 +113,7 @@ class History:
     places: dict[int, Tensor] = field(default_factory=dict)
     states: dict[tuple[object, ...], State] = field(default_factory=dict)
     pushed: dict[Push, Pushed] = field(default_factory=dict)
-    leases: dict[tuple[int, int], tuple[Lease, ...]] = field(default_factory=dict)
+    leases: dict[tuple[int, int], Sequence[Lease]] = field(default_factory=dict)
     reads: defaultdict[int, dict[int, list[State]]] = field(default_factory=lambda: defaultdict(dict))
     acknowledged: set[Push] = field(default_factory=set)
     answers: dict[tuple[int, Push], Answer] = field(default_factory=dict)
@@ -170,7 +173,7 @@ class History:
 
     def pushes(self, uid: int, clock: int, lease: int, weight: float) -> None:
         """``uid`` pushes what it computed with what it read last."""
-        self.pushed[uid, clock] = Pushed(self.leases.pop((uid, lease), ()), weight, dict(self.reads[uid]))
+        self.pushed[uid, clock] = Pushed(self.leases.get((uid, lease), ()), weight, dict(self.reads[uid]))
 
     def reading(self, uid: int, slot: int, version: int, values: Tensor) -> None:
         """``uid`` is given these values.
@@ -226,8 +229,12 @@ class History:
             same = [s for s in states if all(s in other[slot] for other in others)]
             if not same:
                 raise Broken(f"agents have ended with different states of slot {slot}")
-            final[slot] = same[0]
+            final[slot] = max(same, key=self._answered_for)
         return final
+
+    def _answered_for(self, end: State) -> int:
+        """How much of what was acknowledged led there: it tells states apart that agents cannot."""
+        return len(self.acknowledged.intersection(push for state in end.way for push in state.pushes))
 
     def _check_slot(self, end: State) -> None:
         order = [push for state in end.way for push in state.pushes]
@@ -262,10 +269,10 @@ class History:
     def _check_samples(self, end: State, samples: int, epochs: int) -> None:
         """The pushes that slot 0 has carried out are of every sample once an epoch."""
         times: dict[tuple[int, int], int] = {}
-        for push in (push for state in end.way for push in state.pushes):
-            for lease in (lease for lease in self.pushed[push].leases if lease.share):
-                for at in (i for begin, stop in lease.ranges for i in range(begin, stop)):
-                    times[lease.epoch, at] = times.get((lease.epoch, at), 0) + 1
+        pushes = [self.pushed[push] for state in end.way for push in state.pushes]
+        for lease in (lease for push in pushes if push.weight for lease in push.leases):
+            for at in (i for a, b in lease.ranges for i in range(a, b)):
+                times[lease.epoch, at] = times.get((lease.epoch, at), 0) + 1
         odd = [(e, i) for e in range(epochs) for i in range(samples) if times.get((e, i), 0) != 1]
         if odd:
             raise Broken(f"sample {odd[0][1]} was pushed {times.get(odd[0], 0)} times in epoch {odd[0][0]}")

@@ -44,7 +44,7 @@ class Pushers(Trainer):
         history, exchange = self._record.history, self._strategy.exchange
         assert history is not None and isinstance(exchange, Server)
         self._history, self._server = history, exchange
-        self._trained: list[Lease] = []
+        self._window: list[Lease] = []
         words = torch.zeros(WORDS, dtype=torch.uint8)
         self._pushing = Pushing(
             self._pushed, notices(ROOM), words, self, late=self.late, together=exchange.staleness == 0
@@ -92,7 +92,8 @@ class Pushers(Trainer):
 
     def _find(self, lease: Lease) -> None:
         """The gradient of what was leased. (Drifts are made of gradients that are weighted, as backward would.)"""
-        self._trained.append(lease)
+        self._window = [*(self._window if self._pushed.left else ()), lease]
+        self._history.leases[self._process.uid, lease.number] = tuple(self._window)
         weights = torch.cat([p.flatten() for p in self._model])
         gradient = self._job.gradient(weights, samples(lease.ranges))
         for p, piece in zip(self._model, gradient.split(self._job.sizes), strict=True):
@@ -125,8 +126,6 @@ class Pushers(Trainer):
     def push(self, weight: float, lease: int, hyper: Tensor, parts: Sequence[tuple[Tensor, ...]]) -> Awaitable[bool]:
         self._number += 1
         number = self._number
-        self._history.leases[self._process.uid, lease] = tuple(self._trained)
-        self._trained.clear()
         self._process.to_session("push", number, weight, lease, hyper, parts)
         return Coming(lambda: self._came(number))
 
@@ -142,7 +141,6 @@ class Pushers(Trainer):
     def stood(self, closing: Closing, known: bytes, *, save: bool) -> None:
         after = msgspec.json.decode(known, type=Known).ledger
         assert after is not None
-        self._trained.clear()
         self.weights.copy_(torch.cat([p.detach().flatten() for p in self._model]))
         parts = tuple(Part(0, epoch, ranges, 1.0) for epoch, ranges in _trained(self._ledger, after))
         self._ledger = after

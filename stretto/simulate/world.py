@@ -255,7 +255,7 @@ class World:
         """What servers did led to these weights, and is what they promise."""
         final = history.final(ended)
         history.check(final, self.job.samples, self.job.epochs)
-        off = replayed(history, final, self.job, self.record.weights(place))
+        off = replayed(history, self.strategy, final, self.job, self.record.weights(place))
         if not off <= EXACT:
             raise Broken(f"the weights are {off:.1e} from those of one process that trains the same")
 

@@ -1,7 +1,6 @@
 """Named points of the space of strategies, each a short file that returns a Strategy."""
 
 from stretto.strategies.allreduce import allreduce
-from stretto.strategies.asp import asp, bsp, ssp
 from stretto.strategies.async_gossip import async_gossip
 from stretto.strategies.decoupled_diloco import decoupled_diloco
 from stretto.strategies.delayed import delayed
@@ -15,6 +14,7 @@ from stretto.strategies.hierarchical_local_sgd import hierarchical_local_sgd
 from stretto.strategies.local_sgd import local_sgd, post_local_sgd
 from stretto.strategies.noloco import noloco
 from stretto.strategies.push_sum import push_sum
+from stretto.strategies.served import asp, bsp, ssp
 from stretto.strategies.sparse_loco import sparse_loco
 from stretto.strategies.streaming_diloco import streaming_diloco
 

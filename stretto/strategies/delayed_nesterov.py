@@ -40,7 +40,7 @@ def delayed_nesterov(
         replicas: how many hold each slot; 0: two, where there are two who can.
         slot: bytes of a slot; 0: an eighth of the model, within bounds.
 
-    Bytes: (2 * (n - 1) / n + 1) * S / every
+    Bytes: ((n - 1) / n * (S + B) + S) / every
 
     When: the network is slow, and some agents are always slower than others
 

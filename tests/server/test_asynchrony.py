@@ -14,6 +14,7 @@ from pushers import OPTIMIZERS, train
 from torch.nn import functional
 
 from stretto.agent import Agent
+from stretto.errors import UsageError
 
 pytestmark = pytest.mark.network
 
@@ -31,6 +32,8 @@ def once_an_epoch(lives: list[dict[str, Any]], epochs: int = 2) -> None:
         ("asp", 1, "tcp"),
         ("asp", 2, "shm"),
         ("asp", 4, "tcp"),
+        ("asp", 2, "c10d"),
+        ("bsp", 2, "c10d"),
         ("ssp(1)", 3, "tcp"),
         ("ssp(2, slot=1024)", 4, "shm"),
         ("ssp(3, codec=int8, damped=true)", 3, "tcp"),
@@ -100,3 +103,23 @@ def test_without_a_bound_others_train_all_that_is_left(link: str, tmp_path: Path
     once_an_epoch(lives)
     assert len(lives[1]["drawn"]) == at
     assert len({life["digest"] for life in lives}) == 1
+
+
+def averages(agent: Agent, strategy: str) -> float:
+    net = model()
+    net, optimizer = agent.prepare(net, OPTIMIZERS["sgd"](net.parameters()), strategy=strategy)
+    for x, y, _ in agent.shard(data(), BATCH, seed=3):
+        functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if strategy != "bsp":
+            with pytest.raises(UsageError, match="each goes at its own pace: call it when all batches are trained"):
+                agent.mean(1.0)
+        else:
+            agent.mean(1.0)
+    return agent.mean(float(agent.rank))
+
+
+@pytest.mark.parametrize("strategy", ["asp", "ssp(1)", "bsp"])
+def test_a_mean_over_agents_is_for_where_all_are_at_the_same_step(strategy: str) -> None:
+    assert agents(3, averages, strategy) == [1.0] * 3

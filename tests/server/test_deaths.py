@@ -21,7 +21,7 @@ from trainings import FEATURES
 from stretto.agent import Agent
 
 pytestmark = pytest.mark.network
-STRATEGIES = ["asp(slot=1024)", "ssp(2, slot=1024)", "bsp(slot=1024)"]
+STRATEGIES = ["asp(slot=1024)", "ssp(2, slot=1024)", "bsp(slot=1024)", "delayed_nesterov(1, slot=1024)"]
 
 
 def finish(agent: Agent, life: int, strategy: str, dies: dict[str, str], epochs: int) -> dict[str, Any]:

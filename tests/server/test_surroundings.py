@@ -132,6 +132,20 @@ def test_tied_weights_frozen_parameters_and_groups_are_as_with_all_reduce(tied: 
     assert close(served[0]["weights"], reduced[0]["weights"])
 
 
+def left_out(agent: Agent, strategy: str) -> dict[str, Any]:
+    """The first layer is in no param group, though it has gradients."""
+    net = model()
+    net, optimizer = agent.prepare(net, SGD(net[2:].parameters(), lr=0.1), strategy=strategy)
+    plain(agent, net, optimizer, agent.shard(data(), BATCH, epochs=2, seed=3))
+    return {"digest": agent.digest(), "weights": weights(net)}
+
+
+def test_a_parameter_that_the_optimizer_has_not_stays_as_it_is() -> None:
+    served, reduced = (agents(3, left_out, s) for s in ("bsp", "allreduce"))
+    assert len({life["digest"] for life in served}) == 1
+    assert close(served[0]["weights"], reduced[0]["weights"])
+
+
 def in_bfloat16(agent: Agent, strategy: str) -> dict[str, Any]:
     net = model().float()
     net, optimizer = agent.prepare(net, Adam(net.parameters(), lr=0.01), strategy=strategy)

@@ -1,17 +1,22 @@
-"""Ours: pushes through a real courier, as a trainer makes them."""
+"""Ours: pushes through a real courier, as a trainer makes them, to a server in a process of its own or among agents."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
-from stretto.bench.team import Team
+from stretto.bench.pushing.serving import Ready
+from stretto.bench.team import Team, joined
 from stretto.core import Named
-from stretto.courier import Courier
+from stretto.courier import Courier, serve
+from stretto.launch.environment import Identity
+from stretto.launch.join import arrive
+from stretto.membership import Coordinator
 from stretto.server import Extent, Rule
 from stretto.server.settlement import Spec
 from stretto.session import Layout
@@ -47,15 +52,29 @@ class Pushes:
         self.courier.push(1.0, -1, self._hyper, [(self.gradient,)])()
 
 
+def serve_one(agents: int, ready: Ready) -> None:
+    """A dedicated server, as ``stretto server`` is one, and the coordinator by which agents find it."""
+    secret = secrets.token_hex(16)
+    with Coordinator(agents, secret, "127.0.0.1", servers=1) as coordinator:
+        ready(f"{coordinator.address} {secret}")
+        identity = Identity(rank=0, size=agents, servers=1, serves=True, interface="lo")
+        serve(arrive(identity, "tcp", coordinator.address, secret))
+
+
 class Ours:
     """One agent of ours. Couriers are forked when it is made, for every size one, before others have threads.
 
-    The agents hold the values between them, one copy of each.
+    ``at``: what :func:`serve_one` said, by bytes. Without it the agents hold the values between them, one copy of each.
     """
 
-    def __init__(self, team: Team, link: str, sizes: Sequence[int]) -> None:
+    def __init__(self, team: Team, link: str, sizes: Sequence[int], at: Mapping[int, str] | None = None) -> None:
         self._team = team
-        self._couriers = {nbytes: team.courier(epoch(link, nbytes), link) for nbytes in sizes}
+        self._couriers = {
+            nbytes: team.courier(epoch(link, nbytes), link)
+            if at is None
+            else joined(team.rank, team.size, link, *at[nbytes].split())
+            for nbytes in sizes
+        }
         self._pushes: Pushes | None = None
 
     def room(self, nbytes: int) -> tuple[Tensor, Tensor]:

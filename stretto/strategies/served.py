@@ -27,10 +27,13 @@ def bsp(
     What ``allreduce`` does, but the optimizer's state lies in slots, one copy in all (and its replicas), and its step
     is made once.
 
-    A death costs time and nothing else: a step that not every slot has made is undone, and made by who is left, with
-    the gradients that they still have. The samples of the dead are trained by others.
+    A death costs what it costs in ``allreduce``: a step that some slots have made and others not is taken back, and
+    made by survivors; the samples of the dead are trained by others.
 
-    Bytes: (2 * (n - 1) / n + 1) * S
+    Chen, Monga, Bengio, Jozefowicz: Revisiting distributed synchronous SGD, 2016 (arXiv 1604.00981), without its backup
+    workers; slots have chains of copies (van Renesse and Schneider, OSDI 2004).
+
+    Bytes: (n - 1) / n * (S + B) + S
 
     When: all agents are equally quick, and the optimizer's memory or its step is a burden
     """
@@ -50,10 +53,13 @@ def ssp(
 ) -> Strategy:
     """Servers step with each gradient as it comes; nobody begins a step more than ``staleness`` ahead of the slowest.
 
-    Stale synchronous parallel; with staleness 0 it is ``bsp``.
+    With staleness 0 it is ``bsp``. Who holds the others up for long is dealt smaller batches.
 
-    Ho et al.: More effective distributed ML via a stale synchronous parallel parameter server, NeurIPS 2013; as in
-    Xing et al.: Petuum, 2013 (arXiv 1312.7651).
+    A death costs what the dead had not pushed: others train its samples. A push on its way may be in some slots and
+    not in others, one batch at most.
+
+    Ho et al.: More effective distributed ML via a stale synchronous parallel parameter server, NeurIPS 2013; DC-ASGD:
+    Zheng et al., ICML 2017 (arXiv 1609.08326), equation 10.
 
     Args:
         damped: a gradient that is tau pushes old counts 1 / (1 + tau).
@@ -61,10 +67,7 @@ def ssp(
         replicas: how many hold each slot; 0: two, where there are two who can.
         slot: bytes of a slot; 0: an eighth of the model, within bounds.
 
-    A death costs a gradient that the dead were pushing, in those slots that it had not come to; its samples count as
-    trained if the first slot has it, and are trained by others else. Survivors lose nothing.
-
-    Bytes: (2 * (n - 1) / n + 1) * S
+    Bytes: (n - 1) / n * (S + B) + S
 
     When: agents are now quick and now slow, and about equal in the long run
     """
@@ -84,11 +87,12 @@ def asp(
 ) -> Strategy:
     """Servers step with each gradient as it comes, and nobody waits (asynchronous parallel); see ``ssp``.
 
-    As Recht, Ré, Wright, Niu: Hogwild!, NeurIPS 2011 (arXiv 1106.5730), with servers in place of shared memory.
-
     A death costs what it costs in ``ssp``.
 
-    Bytes: (2 * (n - 1) / n + 1) * S
+    Dean et al.: Large scale distributed deep networks, NeurIPS 2012 (Downpour SGD); DC-ASGD: Zheng et al., ICML 2017
+    (arXiv 1609.08326), equation 10.
+
+    Bytes: (n - 1) / n * (S + B) + S
 
     When: some agents are always slower than others, or gradients are sparse
     """
