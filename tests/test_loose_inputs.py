@@ -22,7 +22,7 @@ WRITTEN = [
     "decoupled_diloco(8, 0.75, 0.2, 0.6, 0.8, settle=24, codec=int8)",
     "async_gossip(4, settle=8, codec=int8)",
     "delayed(allreduce(topology=ring, codec=int8))",
-    "delayed_nesterov(8, 0.5, 0.8, staleness=4, codec=int8, pull=int4, replicas=3, slot=65536)",
+    "delayed_nesterov(16, 0.5, 0.8, staleness=2, codec=int8, pull=int4, replicas=3, slot=65536)",
     "demo(0.9, 0.1, block=32, topology=ring)",
     "diloco(32, 0.5, 0.8, topology=ring, codec=feedback(topk(0.05)+int4))",
     "eager_diloco(32, 0.5, outer_lr=0.5, outer_momentum=0.8, topology=star, codec=int4)",

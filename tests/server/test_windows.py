@@ -18,9 +18,13 @@ from torch.nn import functional
 from trainings import weights
 
 from stretto.agent import Agent
+from stretto.codecs import Identity
+from stretto.core import Cell, Like
 from stretto.errors import UsageError
 from stretto.outers import DelayedNesterov, Mean, Nesterov
 from stretto.server import Piece, Push, Rule, Server, Shard, Slot
+from stretto.server.client import Client
+from stretto.server.messages import FENCE, GRANTED, PAUSE, PUSH, numbers
 from stretto.state import packed, unpack
 from stretto.text import parse
 
@@ -112,6 +116,33 @@ def test_a_bound_of_none_at_all_is_diloco() -> None:
         parse("delayed_nesterov(8, staleness=0)", "strategy")
 
 
+def test_who_pushes_what_was_left_and_stops_is_waited_for_by_nobody() -> None:
+    """Told to stop it counts no more; by pushing it would, so it says again that it does not."""
+    slot = Slot(0, 0, 0, 20, "float32", (Piece(0, 0, 20),))
+    asked: list[tuple[int, float]] = []
+    client = Client(7, [slot], Server(1), Identity(), [Cell(Like((20,), torch.float32))], Own(), ended, ended)
+    client.enter(lambda number, request, body: asked.append((request.kind, request.weight)))
+    for number, about in enumerate((GRANTED, FENCE)):
+        client.lease(number, [2.0, 0.0, 1.0], wish=False, fences=0)
+        client.leased((numbers(about, 0),))
+    client.push(2, 1.0, -1, windows(0.5))
+    found = [(kind, weight) for kind, weight in asked if kind in (PUSH, PAUSE)]
+    assert found[-3:] == [(PAUSE, 0.0), (PUSH, 1.0), (PAUSE, 0.0)]
+
+
+class Own:
+    """A :class:`stretto.server.client.Memory`."""
+
+    def part(self, slot: Slot) -> tuple[torch.Tensor, ...]:
+        return (torch.zeros(20),)
+
+    def values(self, slot: Slot) -> torch.Tensor:
+        return torch.zeros(20)
+
+
+def ended(*_: object) -> None: ...
+
+
 # Real agents
 
 
@@ -160,8 +191,8 @@ def windowed(agent: Agent, life: int, dies: str) -> dict[str, Any]:
     net, optimizer = agent.prepare(net, OPTIMIZERS["adam"](net.parameters()), strategy="delayed_nesterov(3, slot=1024)")
     shard = agent.shard(data(), BATCH, epochs=2, seed=3)
     first = agent.label == 0 and life == 0
-    for x, y, numbers in shard:
-        agent.trace.event("drawn", step=shard.drawn, samples=numbers.tolist())
+    for x, y, which in shard:
+        agent.trace.event("drawn", step=shard.drawn, samples=which.tolist())
         functional.cross_entropy(net(x), y).backward()
         if first and dies == f"{shard.drawn} drawn":
             kill_both()
@@ -223,4 +254,17 @@ def test_a_run_goes_on_where_all_had_stopped(before: int, after: int, tmp_path: 
     assert {life["begun"]["digest"] for life in lives} == {life["digest"] for life in first}
     assert len({life["digest"] for life in lives}) == 1
     assert trained(first) == trained(lives) == Counter(range(SAMPLES))
+    assert all(f"{SAMPLES} samples, each exactly once in each of 2 epochs" in life["proof"] for life in lives)
+
+
+@network
+@pytest.mark.parametrize(("before", "after"), [(3, 3), (2, 3), (3, 1)])
+def test_who_stops_in_a_window_has_pushed_it(before: int, after: int, tmp_path: Path) -> None:
+    """Each stops after its second batch of three."""
+    place = str(tmp_path / "saved")
+    first = agents(before, train, "delayed_nesterov(3, slot=1024)", "adam", 2, place, 2)
+    lives = agents(after, train, "delayed_nesterov(3, slot=1024)", "adam", 2, place)
+    assert all(life["resumed"] for life in lives)
+    assert len({life["begun"]["digest"] for life in lives}) == len({life["digest"] for life in lives}) == 1
+    assert trained(first) + trained(lives) == ALL_ONCE
     assert all(f"{SAMPLES} samples, each exactly once in each of 2 epochs" in life["proof"] for life in lives)
