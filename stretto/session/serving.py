@@ -17,7 +17,7 @@ from stretto import state
 from stretto.core import Cell, Epoch, Link, Payload
 from stretto.errors import PeerLost, RunLost, StrettoError
 from stretto.server.client import Client
-from stretto.server.messages import ANSWER, LEASED, REQUEST, STATE, TAKEN, VALUES, WHOLE, Request
+from stretto.server.messages import ANSWER, LEASED, PAUSE, REQUEST, STATE, TAKEN, VALUES, WHOLE, Request
 from stretto.server.replica import Replica, serve
 from stretto.server.settlement import Copy, Plan, Report, Spec, settle
 from stretto.server.space import Slot
@@ -290,6 +290,8 @@ class Serving:
         """Our own request, to the first of the slot's chain, or, where nothing is changed, to the last."""
         assert self._plan is not None
         chain = self._plan.chains[number]
+        if not chain and request.kind == PAUSE:
+            return  # (nobody is there to wait for anybody)
         if not chain:
             raise RunLost(
                 f"slot {number} of the model is gone: all who held a copy were lost together; go on from the last "
