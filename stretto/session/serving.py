@@ -292,7 +292,7 @@ class Serving:
         assert self._plan is not None
         chain = self._plan.chains[number]
         if not chain and request.kind == PAUSE:
-            return  # (nobody is there to wait for anybody)
+            return  # (nobody is left there to wait for us)
         if not chain:
             raise RunLost(
                 f"slot {number} of the model is gone: all who held a copy were lost together; go on from the last "
