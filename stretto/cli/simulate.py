@@ -172,10 +172,15 @@ they send, or without a word), started again, cut off, stopped and misled. In ev
 * every sample is trained exactly once an epoch;
 * the final weights are within 1e-12 of those of one process that trains the same, where no codec loses anything and
   they follow from who trained what between two agreements of all (`allreduce`, `local_sgd`, `diloco`, …);
+* pushes to servers are linearisable slot by slot: what is acknowledged is in the history that all end with, once;
+  whatever is read is in it, and is never older than what the same agent had read before (a step of all that a death
+  undoes nobody has read whole); nobody goes on further ahead than the bound; holders of a slot have the same bits; and
+  the final weights follow from what each push was computed with;
 * the training ends soon after the faults do, where somebody lives who has the model.
 
-*Impossible*: nobody who lived had the model any more, too few were left to vote, or all had left. *Torn leaves*: agents
-that ended in the moment of a view change and have one step more than the others."""
+*Impossible*: nobody who lived had the model any more, all were lost who had copies of a slot, too few were left to
+vote, or all had left. *Torn leaves*: agents that ended in the moment of a view change and have one step more than the
+others."""
 WIDE = 200
 HEADERS = ("strategy", "runs", "faults", "steps", "ended", "impossible", "torn leaves", "broken")
 

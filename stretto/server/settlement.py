@@ -57,7 +57,8 @@ class Report(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         entered: the number of the epoch in which it came in.
-        plan: the number of the last plan that it knows (its epoch's); 0: none.
+        force: the number of the last plan (its epoch's) of which it knows that all knew it; 0: none.
+        plan: the number of the last plan that it knows; 0: none.
         copies: by slot; what was good when that plan was made, or was given to it since.
         lacking: slots that it is to have by that plan, and was not given yet.
     """
@@ -66,6 +67,7 @@ class Report(Struct, frozen=True, forbid_unknown_fields=True):
     serves: bool
     spec: Spec | None
     entered: int
+    force: int
     plan: int
     copies: dict[int, Copy]
     lacking: tuple[int, ...] = ()
@@ -156,7 +158,7 @@ def _in_force(reports: Sequence[Report]) -> int:
     """The number of the last plan that all know who were to; 0: there was none."""
     plans = {report.plan for report in reports} - {0}
     known = [plan for plan in plans if all(report.plan >= plan for report in reports if report.entered <= plan)]
-    return max(known, default=0)
+    return max(known + [report.force for report in reports])
 
 
 def _good(reports: Sequence[Report], last: int, slot: int) -> list[tuple[Copy, int]]:

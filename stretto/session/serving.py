@@ -58,7 +58,7 @@ class Serving:
         self._plan: Plan | None = None
         self._stocks: dict[int, Stock] = {}
         self._places: dict[int, int] = {}
-        self._entered = self._known = 0
+        self._entered = self._force = self._known = 0
         self._lacking: set[int] = set()
         self._replicas: dict[int, Replica] = {}
         self._early: dict[int, list[tuple[Request, Payload]]] = {}
@@ -176,7 +176,7 @@ class Serving:
         copies = {n: Copy(stock.version, stock.changes, self._places[n]) for n, stock in self._stocks.items()}
         spec = self._held.spec if self._held is not None else None
         lacking = tuple(sorted(self._lacking))
-        report = Report(self._me, self._serves, spec, self._entered, self._known, copies, lacking)
+        report = Report(self._me, self._serves, spec, self._entered, self._force, self._known, copies, lacking)
         terms = lambda spec: Held(spec, self._meter).terms  # noqa: E731
         self._run(settle(self._meeting(), report, terms, self._learn), self._settled)
 
@@ -209,6 +209,7 @@ class Serving:
     def _settled(self, plan: Plan) -> None:
         """All know who holds what."""
         assert self._held is not None
+        self._force = self._known
         for slot in self._held.slots:
             self._give(slot.number, plan)
             if self._rank in plan.chains[slot.number]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from stretto.core import Epoch
 
@@ -19,17 +20,18 @@ class Copies:
         self._having: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
         self._last: dict[int, set[int]] = {}
         self._first: set[int] = set()
-        self._came = 0
+        self._came = self._of = 0
 
-    def found(self, epoch: Epoch, uid: int, slots: list[int]) -> None:
-        """Member ``uid`` of ``epoch`` is in the chains of these slots, and has them."""
+    def found(self, epoch: Epoch, uid: int, slots: Sequence[int], of: int = 0) -> None:
+        """Member ``uid`` of ``epoch`` is in the chains of these slots (``of`` so many), and has them."""
+        holders = {member.uid for member in epoch.members if member.serves} or set(epoch.uids)
+        self._of = self._of or of
         if not self._came:
-            self._first, self._came = set(epoch.uids), epoch.size
+            self._first, self._came = holders, len(holders)
         for slot in slots:
             having = self._having[epoch.number, slot]
             having.add(uid)
-            holders = sum(member.serves for member in epoch.members) or epoch.size
-            if len(having) >= min(self._replicas, holders):
+            if len(having) >= min(self._replicas, len(holders)):
                 self._last[slot] = having
 
     def gone(self, uid: int) -> None:
@@ -40,6 +42,5 @@ class Copies:
     def lost(self, epoch: Epoch) -> bool:
         """May a slot be lost in this one?"""
         here = set(epoch.uids)
-        never = {slot for _, slot in self._having} - self._last.keys()
         few = len(self._first & here) <= self._came - min(self._replicas, self._came)
-        return (bool(never) and few) or any(not having & here for having in self._last.values())
+        return (few and len(self._last) < self._of) or any(not having & here for having in self._last.values())

@@ -286,6 +286,6 @@ class Process(ABC):
 
     def event(self, name: str, **fields: Any) -> None:
         if name in {"slots", "slot"}:
-            self.world.copies.found(self.port.epoch, self.uid, fields["held"])
+            self.world.copies.found(self.port.epoch, self.uid, fields["held"], fields.get("of", 0))
         if self.world.log is not None:
             self.world.say(f"{self} session: {name} {fields}")

@@ -209,3 +209,7 @@ def test_slots_that_are_lost_by_one_death_are_a_broken_promise(monkeypatch: pyte
         raise RunLost("slot 0 is gone")
 
     assert "somebody is there who had one" in broken_by(monkeypatch, Serving, "_ask", ask, ASP)
+
+
+def test_who_has_all_that_it_needs_ends_though_the_others_have_left_with_their_slots() -> None:
+    assert play(17, SSP, 3, ()).outcome == "ended"

@@ -17,7 +17,7 @@ SLOTS = plan_slots(EXTENTS, 64)
 
 def report(uid: int, copies: dict[int, tuple[int, int]] | None = None, **more: Any) -> Report:
     """Of a member of the epoch 1, whose plan it knows; ``copies``: version and place, by slot."""
-    told = {"entered": 1, "plan": 1, "changes": 0} | more
+    told = {"entered": 1, "force": 0, "plan": 1, "changes": 0} | more
     changes = told.pop("changes")
     has = {slot: Copy(version, changes, place) for slot, (version, place) in (copies or {}).items()}
     return Report(uid, False, SPEC, copies=has, **told)
@@ -58,6 +58,12 @@ def test_a_plan_that_somebody_does_not_know_was_never_in_force() -> None:
     told, missed = report(1, {0: (7, -1), 1: (5, 0)}, plan=2), report(2, {0: (8, 0)})
     plan = planned(told, missed)
     assert plan.having == ((1,), (0,)) and set(plan.good[0]) == {0, 1}
+
+
+def test_a_newcomer_that_missed_a_plan_makes_nobody_begin_anew() -> None:
+    """What was in force before it goes on."""
+    plan = planned(report(1, {0: (8, 0), 1: (5, -1)}, force=1, plan=2), report(2, entered=2, plan=0))
+    assert plan.having == ((0,), (0,))
 
 
 def test_who_came_later_need_not_know_a_plan() -> None:
