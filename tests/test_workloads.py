@@ -9,7 +9,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +239,7 @@ class Counts:
     codec_cpu: float = 0.0
     dense: int = 0
     coded: int = 0
+    staleness: dict[int, int] = field(default_factory=dict)
 
 
 class Alone:
@@ -253,7 +254,7 @@ class Alone:
     def prepare(self, model: Any, *optimizers: Any, strategy: Any = "allreduce") -> tuple[Any, ...]:
         return (model, *optimizers)
 
-    def shard(self, dataset: Any, batch_size: int, epochs: int = 1, seed: int = 0) -> Shard:
+    def shard(self, dataset: Any, batch_size: int, epochs: int = 1, seed: int = 0, **meeting: Any) -> Shard:
         return Shard(dataset, batch_size, epochs=epochs, seed=seed, on_batch=self._count)
 
     def _count(self, share: float) -> None:
